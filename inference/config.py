@@ -1,0 +1,50 @@
+"""The engine's settings, resolved once by the supervisor and handed to the inference process."""
+
+import msgspec
+
+DEMO_MODEL = "demo"
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the inference process is told at its start. None means: the engine chooses.
+
+    model: `demo`, a local folder, or a hub id. revision: branch, tag or commit on the hub.
+    offline: never ask the hub; use the local cache only.
+    served_model_name: what clients call the model; None takes the last part of `model`.
+    dtype: `auto` (the checkpoint's own), `bfloat16`, `float16` or `float32`.
+    device: `auto`, `cpu`, `cuda`, `cuda:1`. device_map: accelerate's `auto` or `balanced` spreads
+        one big model over several GPUs; None keeps it on `device`.
+    max_model_len: prompt and output tokens together; None takes the checkpoint's, as far as the KV
+        pool holds one such request.
+    min_pixels, max_pixels: picture area bounds after resizing; None takes the checkpoint's, with
+        the upper one cut to 4 megapixels so that one picture cannot fill the context.
+    max_num_seqs: sequences that decode together. max_num_batched_tokens: prefill tokens a step.
+    max_num_encoded_patches: vision patches a step; one larger picture still runs, alone.
+    block_size: tokens a KV block.
+    kv_cache_bytes: size of the KV pool; None takes what gpu_memory_utilization leaves, on a CPU at
+        most 2 GiB.
+    gpu_memory_utilization: share of the device's memory that weights, pool and work may take.
+    embedding_cache_bytes: cap of the cache of encoded pictures.
+    max_queued_requests: requests waiting beyond the running ones before `overloaded`.
+    num_threads: CPU threads of the engine's arithmetic; None chooses from the cores.
+    """
+
+    model: str = DEMO_MODEL
+    revision: str | None = None
+    offline: bool = False
+    served_model_name: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_model_len: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_encoded_patches: int = 16384
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    embedding_cache_bytes: int = 256 * 1024 * 1024
+    max_queued_requests: int = 256
+    num_threads: int | None = None

@@ -1,0 +1,366 @@
+"""Every message on the wire between web workers, the inference process and the supervisor.
+
+A leaf: it imports msgspec and nothing of ours. Frames are msgpack-encoded tagged Structs, sent with
+`Connection.send_bytes` and read with `Connection.recv_bytes(MAX_FRAME_BYTES)`; nothing is ever
+unpickled. Text stays on the web side: prompts cross as token ids, pictures as upright, resized
+uint8 RGB pixels.
+"""
+
+from enum import StrEnum
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 512 * 1024 * 1024
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # an end-of-sequence or stop token, or the grammar is complete
+    LENGTH = "length"  # max_tokens, the context, or the repetition guard
+    CANCELLED = "cancelled"  # the request's owner asked, or went away
+
+
+class RefusalCode(StrEnum):
+    """Why the engine did not take a request, or gave one up. Codes, because nobody parses text."""
+
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INPUT_INVALID = "input_invalid"
+    DUPLICATE_REQUEST_ID = "duplicate_request_id"
+    OVERLOADED = "overloaded"
+    DRAINING = "draining"
+    OUT_OF_MEMORY = "out_of_memory"
+    GRAMMAR_INVALID = "grammar_invalid"
+    GRAMMAR_TOO_COMPLEX = "grammar_too_complex"
+    INTERNAL = "internal"
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the output must match: exactly one of the two is set.
+
+    json_schema: a JSON schema as JSON text; `{}` admits any JSON value.
+    regex: a regular expression for the whole output.
+    """
+
+    json_schema: str | None = None
+    regex: str | None = None
+
+
+class SamplingParams(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """How the next token is chosen and when a sequence ends. Values arrive already validated.
+
+    max_tokens: most tokens to generate; at least 1.
+    temperature: 0 is greedy; never divided by when 0.
+    top_p, top_k, min_p: nucleus, count and relative-probability cuts; 1.0, 0 and 0.0 are off.
+    repetition_penalty: over prompt and output, as in transformers; 1.0 is off.
+    presence_penalty, frequency_penalty: over the output only, as in the OpenAI API; 0.0 is off.
+    logit_bias: added to the logits of these token ids.
+    seed: makes the sequence repeatable whatever runs beside it; None draws from the engine's own.
+    min_tokens: before this many, no end-of-sequence or stop token is chosen.
+    stop_token_ids: end the sequence as the end-of-sequence ids do.
+    ignore_eos: only stop_token_ids and max_tokens end the sequence.
+    logprobs: None is off; k adds the chosen token's log probability and the k most likely ones.
+    repetition_guard: end a sequence that loops over the same tokens (`length`, detail
+        `repetition`).
+    grammar: constrains every token; None is off.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    repetition_guard: bool = True
+    grammar: Grammar | None = None
+
+
+class Vision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One picture, or one video as frames of equal size; its placeholders are in the prompt.
+
+    height, width: pixels; multiples of patch_size x merge_size.
+    pixels: uint8 RGB, C order [num_frames, height, width, 3]; on arrival a view of the frame.
+    num_frames: 1 for a picture; even for a video (pad an odd count by repeating the last frame).
+    video: True when the prompt holds video placeholders: one run per pair of frames.
+    content_hash: 32 bytes over pixels and shape, made by `service.media`; keys the engine's caches.
+    """
+
+    height: int
+    width: int
+    pixels: memoryview
+    num_frames: int = 1
+    video: bool = False
+    content_hash: bytes
+
+
+class Generate(
+    msgspec.Struct, frozen=True, kw_only=True, tag="generate", forbid_unknown_fields=True
+):
+    """Worker to engine: run this request; the answer is `Outputs`, `Refused` or both in order.
+
+    request_id: unique among the sending worker's unfinished requests.
+    prompt_token_ids: special tokens included, every visual placeholder already expanded.
+    visions: pictures and videos in the order of their placeholders.
+    num_sequences: how many independent continuations (`n`); they share the prompt's blocks.
+    priority: lower runs first; equal priorities run in order of arrival.
+    tenant: separates caches; two tenants never share a block.
+    output_prefixes: per sequence, tokens already delivered before an engine was lost; generation
+        goes on behind them. Empty for a fresh request.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    visions: list[Vision] = []
+    num_sequences: int = 1
+    priority: int = 0
+    tenant: str = ""
+    output_prefixes: list[list[int]] = []
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel", forbid_unknown_fields=True):
+    """Worker to engine: nobody waits for this request any more. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """The chosen token's log probability and the most likely candidates, best first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sequence's time in the engine went, in seconds."""
+
+    queue_seconds: float = 0.0
+    vision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """How and why one sequence ended.
+
+    detail: `repetition`, `max_tokens`, `context`, or empty.
+    num_output_tokens: all tokens of the sequence, an end token included.
+    num_cached_tokens: prompt tokens that came from the prefix cache.
+    """
+
+    reason: FinishReason
+    detail: str = ""
+    num_output_tokens: int
+    num_cached_tokens: int = 0
+    timings: Timings
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens of one sequence; with `finish`, its last message.
+
+    An end-of-sequence or stop token that ended the sequence is counted but not delivered.
+    """
+
+    request_id: str
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    finish: Finish | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
+    """Engine to worker: what one step brought for this worker's requests."""
+
+    deltas: list[Delta]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Engine to worker: the request ends here; no other message for it follows.
+
+    retry_after_seconds: with `overloaded`, when to try again.
+    needed, allowed: the two numbers behind a limit, in the limit's unit; None where there is none.
+    """
+
+    request_id: str
+    code: RefusalCode
+    retry_after_seconds: float | None = None
+    needed: int | None = None
+    allowed: int | None = None
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the web side must know of the loaded checkpoint.
+
+    name: what clients call the model. path: local folder with tokenizer.json and the template.
+    min_pixels, max_pixels: picture area bounds for resizing, server caps applied.
+    max_model_len: prompt and output tokens together.
+    temperature .. repetition_penalty: the checkpoint's generation defaults.
+    """
+
+    name: str
+    path: str
+    model_type: str
+    dtype: str
+    device: str
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_ids: list[int]
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the running engine can hold: derived once, after the warm-up.
+
+    num_blocks x block_size is the KV pool in tokens. max_num_seqs: sequences that decode together.
+    max_queued_requests: beyond it the answer is `overloaded`.
+    """
+
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_queued_requests: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """Engine to worker: warm and taking requests. First message on every connection, once warm."""
+
+    protocol_version: int
+    engine_id: str
+    model: ModelFacts
+    limits: Limits
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """Engine to worker, about once a second: the figures health and metrics show."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    gpu_memory_used_bytes: int = 0
+    resident_memory_bytes: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    embedding_cache_queries: int = 0
+    embedding_cache_hits: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """Child to supervisor: what it is doing on the way to ready, for the operator's terminal."""
+
+    stage: str
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """Child to supervisor: this child is ready to work."""
+
+
+class StartFailed(msgspec.Struct, frozen=True, kw_only=True, tag="start_failed"):
+    """Child to supervisor: starting again would fail the same way; the message is for a person."""
+
+    message: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    """Child to supervisor, about once a second: the main loop turned since the last one."""
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Supervisor to child: finish what runs within this many seconds, then end."""
+
+    drain_seconds: float
+
+
+WorkerMessage: TypeAlias = Generate | Cancel
+EngineMessage: TypeAlias = Ready | Outputs | Refused | Stats
+ChildMessage: TypeAlias = Progress | Started | StartFailed | Heartbeat
+
+Message = TypeVar("Message")
+
+_encoder = msgspec.msgpack.Encoder()
+_worker_decoder = msgspec.msgpack.Decoder(WorkerMessage)
+_engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
+_child_decoder = msgspec.msgpack.Decoder(ChildMessage)
+_stop_decoder = msgspec.msgpack.Decoder(Stop)
+
+
+class FrameError(Exception):
+    """A frame that is no message of this protocol; its peer loses the connection."""
+
+
+def encode(message: WorkerMessage | EngineMessage | ChildMessage | Stop) -> bytes:
+    """Make one frame."""
+    return _encoder.encode(message)
+
+
+def decode_worker_message(frame: bytes) -> WorkerMessage:
+    """Read a frame that a web worker sent.
+
+    Raises:
+        FrameError: not such a message.
+    """
+    return _decode(_worker_decoder, frame)
+
+
+def decode_engine_message(frame: bytes) -> EngineMessage:
+    """Read a frame that the engine sent.
+
+    Raises:
+        FrameError: not such a message.
+    """
+    return _decode(_engine_decoder, frame)
+
+
+def decode_child_message(frame: bytes) -> ChildMessage:
+    """Read a frame that a child sent to the supervisor.
+
+    Raises:
+        FrameError: not such a message.
+    """
+    return _decode(_child_decoder, frame)
+
+
+def decode_stop(frame: bytes) -> Stop:
+    """Read a frame that the supervisor sent to a child.
+
+    Raises:
+        FrameError: not such a message.
+    """
+    return _decode(_stop_decoder, frame)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Message], frame: bytes) -> Message:
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(type(error).__name__) from error

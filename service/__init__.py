@@ -1,0 +1,1 @@
+"""The web side of Loupe: HTTP, text and images. Never torch."""

@@ -1,0 +1,141 @@
+"""The exception tree of the web side and its one table to status, type and code.
+
+ServiceError
+├── ClientError            the request must change before it can succeed
+│   ├── RequestInvalid         400  malformed or out of bounds; `param` names the field
+│   │   └── ContextLengthExceeded
+│   ├── ImageRefused           400  a picture that cannot be used
+│   ├── TooLarge               413  over a size budget
+│   ├── NotFound               404
+│   └── MediaTypeUnsupported   415
+└── ServerError            the same request may succeed later
+    ├── Overloaded             503  with the seconds after which to try again
+    ├── EngineUnavailable      503  starting, restarting or lost
+    ├── OutOfMemory            503
+    ├── DeadlineExceeded       504
+    └── InternalError          500
+
+Messages are ours and safe to show; nothing of the input, a path or a library's text is in them.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Any error with a defined answer.
+
+    code: a stable word a program can test. param: the request field at fault, as a path such as
+    `messages[0].content[1].image_url.url`, or None.
+    """
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class ClientError(ServiceError):
+    """The request must change before it can succeed."""
+
+    type = "invalid_request_error"
+
+
+class RequestInvalid(ClientError):
+    """A field is malformed, missing, unknown or out of bounds."""
+
+    status = 400
+
+
+class ContextLengthExceeded(RequestInvalid):
+    """The prompt and the tokens asked for do not fit the model's context."""
+
+    def __init__(self, *, needed: int, allowed: int) -> None:
+        super().__init__(
+            "context_length_exceeded",
+            f"The request needs {needed} tokens; this model takes {allowed}.",
+        )
+        self.needed = needed
+        self.allowed = allowed
+
+
+class ImageRefused(ClientError):
+    """A picture that is broken, of an unsupported format or of an impossible shape."""
+
+    status = 400
+
+
+class TooLarge(ClientError):
+    """Over a size budget: body, picture bytes, pixels or parts."""
+
+    status = 413
+
+
+class NotFound(ClientError):
+    """No such path, model or object."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class MediaTypeUnsupported(ClientError):
+    """The body's media type or encoding is not taken here."""
+
+    status = 415
+
+
+class ServerError(ServiceError):
+    """The same request may succeed later."""
+
+    type = "server_error"
+    retry_after_seconds: float | None = None
+
+
+class Overloaded(ServerError):
+    """The queue is full."""
+
+    status = 503
+    type = "overloaded_error"
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__("overloaded", "The service is at capacity; try again later.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineUnavailable(ServerError):
+    """The inference process is starting, restarting or was lost under this request."""
+
+    status = 503
+    type = "overloaded_error"
+    retry_after_seconds = 5.0
+
+
+class OutOfMemory(ServerError):
+    """This request did not fit the device's memory; others go on."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("gpu_out_of_memory", "The device ran out of memory for this request.")
+
+
+class DeadlineExceeded(ServerError):
+    """The request's time ran out."""
+
+    status = 504
+    type = "timeout_error"
+
+    def __init__(self) -> None:
+        super().__init__("deadline_exceeded", "The request took longer than its deadline.")
+
+
+class InternalError(ServerError):
+    """A fault of ours; the log has the details under the request id."""
+
+    status = 500
+
+    def __init__(self) -> None:
+        super().__init__("internal_error", "The service failed to answer; the fault is logged.")
