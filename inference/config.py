@@ -1,8 +1,13 @@
 """The engine's settings, resolved once by the supervisor and handed to the inference process."""
 
+from typing import Annotated, Literal, TypeAlias
+
 import msgspec
 
 DEMO_MODEL = "demo"
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,18 +38,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str | None = None
     offline: bool = False
     served_model_name: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     device_map: str | None = None
-    max_model_len: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    max_num_encoded_patches: int = 16384
-    block_size: int = 16
-    kv_cache_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9
-    embedding_cache_bytes: int = 256 * 1024 * 1024
-    max_queued_requests: int = 256
-    num_threads: int | None = None
+    max_model_len: Count | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
+    max_num_seqs: Count = 64
+    max_num_batched_tokens: Count = 2048
+    max_num_encoded_patches: Count = 16384
+    block_size: Count = 16
+    kv_cache_bytes: Count | None = None
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    embedding_cache_bytes: Size = 256 * 1024 * 1024
+    max_queued_requests: Size = 256
+    num_threads: Count | None = None
