@@ -1,4 +1,4 @@
-"""The one canonical request that every dialect becomes. The same request by any road is equal here."""
+"""The one canonical request every dialect becomes; by any road, the same request is equal here."""
 
 from typing import Literal, TypeAlias
 
