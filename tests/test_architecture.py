@@ -1,8 +1,6 @@
 """What the linters cannot see of the architecture: fresh interpreters, the wire, the top level."""
 
 import ast
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,7 +60,9 @@ def _unpickling(node: ast.AST, awaited: set[ast.AST]) -> bool:
             )
         case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=words):
             return not any(word.arg == "weights_only" for word in words)
-        case ast.Call(func=ast.Attribute(attr="recv" | "send")):
+        case ast.Call(func=ast.Attribute(attr="recv"), args=[]):
+            return True  # a socket's recv, which gives bytes, is told how many
+        case ast.Call(func=ast.Attribute(attr="send")):
             return node not in awaited  # what is awaited is a stream of anyio's, not a connection
         case ast.Call(
             func=ast.Attribute(value=ast.Name(id="multiprocessing"), attr="Queue" | "SimpleQueue")
@@ -137,24 +137,3 @@ def test_the_top_level_holds_nothing_new():
         "LICENSE",
         "requirements.lock",
     }
-
-
-def _commands_of_the_readme() -> list[str]:
-    block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert block is not None
-    return block.group(1).splitlines()
-
-
-def test_ci_runs_the_readmes_second_command():
-    serve, check = _commands_of_the_readme()
-
-    assert serve.endswith("/just serve")
-    assert check in (ROOT / ".ci/run").read_text().splitlines()
-    assert os.access(ROOT / ".ci/run", os.X_OK)
-
-
-def test_the_readme_installs_the_locked_just():
-    locked = re.search(r"^rust-just==\S+$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-
-    assert locked is not None
-    assert all(f" {locked.group()} " in command for command in _commands_of_the_readme())
