@@ -1,0 +1,111 @@
+"""A spawned child as the supervisor sees it, and the first lines that run inside it.
+
+It knows processes and control pipes, nothing of what a child does.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+
+from setproctitle import setproctitle
+
+from inference.protocol import ChildMessage, FrameError, Stop, decode_child_message, encode
+
+_MAX_CONTROL_FRAME_BYTES = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+_spawn = multiprocessing.get_context("spawn")
+
+
+class Child:
+    """One process with one control pipe, from its spawn to its end.
+
+    name: `inference` or `worker 0`. started: it said that it is ready to work.
+    silent_since: when it was last heard, on the monotonic clock.
+    """
+
+    def __init__(
+        self, name: str, entry: Callable[..., None], arguments: Mapping[str, object]
+    ) -> None:
+        """Spawn it: `entry(**arguments, control=...)` under the title `loupe <name>`."""
+        self.name = name
+        self.started = False
+        self.silent_since = time.monotonic()
+        self.control, theirs = _spawn.Pipe()
+        self._process = _spawn.Process(
+            target=_enter, args=(f"loupe {name}", entry, dict(arguments), theirs), name=name
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that turns readable when the process ends."""
+        return self._process.sentinel
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives; negative is the signal that ended it."""
+        return self._process.exitcode
+
+    def messages(self) -> Iterator[ChildMessage]:
+        """Yield what has arrived; a child that breaks the protocol is killed."""
+        try:
+            while not self.control.closed and self.control.poll():
+                message = decode_child_message(self.control.recv_bytes(_MAX_CONTROL_FRAME_BYTES))
+                self.silent_since = time.monotonic()
+                yield message
+        except (EOFError, OSError):
+            self.control.close()  # its end follows, or its silence is noticed
+        except FrameError:
+            self.control.close()
+            self.kill()
+
+    def stop(self, drain_seconds: float) -> None:
+        """Ask it to finish within this time; the caller watches that it does."""
+        with contextlib.suppress(OSError):
+            self.control.send_bytes(encode(Stop(drain_seconds=drain_seconds)))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def reap(self) -> None:
+        """Take back what the ended process held."""
+        self._process.join()
+        self.control.close()
+
+
+def _enter(
+    title: str,
+    entry: Callable[..., None],
+    arguments: Mapping[str, object],
+    control: Connection,
+) -> None:
+    """Run inside the child, before anything else."""
+    setproctitle(title)
+    # A terminal sends these to the whole group; the supervisor turns them into an ordered stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _die_with_the_supervisor()
+    entry(**arguments, control=control)
+
+
+def _die_with_the_supervisor() -> None:
+    """Let the kernel end this process with its parent, even inside a native call that hangs."""
+    if not sys.platform.startswith("linux"):
+        return  # the end of the control pipe does it there
+    supervisor = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if supervisor is not None and os.getppid() != supervisor.pid:
+        os._exit(1)  # it died before the kernel was asked

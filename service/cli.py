@@ -1,0 +1,122 @@
+"""`loupe serve | check | settings | version`: reads the settings, then hands over.
+
+It imports neither the web stack nor the model, so that help comes at once.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from service.options import (
+    Option,
+    Resolved,
+    SettingsError,
+    nearest,
+    options,
+    render_env_example,
+    render_markdown,
+    resolve,
+)
+
+_USAGE_ERROR = 2
+
+_SUMMARY = "Serve a Qwen3-VL vision-language model over HTTP."
+_SOURCES_NOTE = """\
+Every setting is a flag (--max-model-len 4096), an environment variable (LOUPE_MAX_MODEL_LEN=4096)
+and a line of the settings file (max_model_len = 4096); the first of these that is there counts.
+"""
+_GROUP_TITLES = {
+    "engine": "model and engine",
+    "media": "pictures",
+    "service": "HTTP, processes and log",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 2 for a mistake in the command line or the settings."""
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [option.flag for option in options().values()]
+        word = unknown[0].partition("=")[0]
+        parser.error(f"{word}: unknown argument{nearest(word, flags)}")
+    values: dict[str, str] = vars(parsed)
+    command = values.pop("command")
+    try:
+        return _run(command, values)
+    except SettingsError as error:
+        print(f"loupe: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+
+
+def _run(command: str, values: dict[str, str]) -> int:
+    if command == "version":
+        print(f"loupe {importlib.metadata.version('loupe')}")
+        return 0
+    if command == "settings":
+        print({"env": render_env_example, "markdown": render_markdown}[values["as"]](), end="")
+        return 0
+    resolved = resolve(values, os.environ)
+    return _serve(resolved) if command == "serve" else _check(resolved)
+
+
+def _serve(resolved: Resolved) -> int:
+    from service.supervisor import ENTRIES, serve
+
+    return serve(resolved.settings, ENTRIES)
+
+
+def _check(resolved: Resolved) -> int:
+    from service.check import check
+
+    return check(resolved)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loupe", description=_SUMMARY, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in (
+        ("serve", "run the service until it is stopped"),
+        ("check", "say what would be served, with which memory, and whether anything is missing"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            epilog=_SOURCES_NOTE,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        command.add_argument("--config", metavar="PATH", help="settings file in TOML")
+        _add_settings(command)
+    settings = commands.add_parser("settings", help="list every setting with its default")
+    settings.add_argument(
+        "--as", choices=("env", "markdown"), default="env", help="the list's form"
+    )
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    groups = {name: command.add_argument_group(title) for name, title in _GROUP_TITLES.items()}
+    for option in options().values():
+        if option.type is bool:
+            groups[option.group].add_argument(
+                option.flag,
+                nargs="?",
+                const="true",
+                metavar="true|false",
+                dest=option.name,
+                help=_help(option),
+            )
+        else:
+            groups[option.group].add_argument(
+                option.flag, metavar="VALUE", dest=option.name, help=_help(option)
+            )
+
+
+def _help(option: Option) -> str:
+    default = "" if option.default_text == "" else f" (default: {option.default_text})"
+    return (option.help + default).replace("%", "%%")

@@ -1,0 +1,367 @@
+"""`loupe serve`: starts the inference process and the web workers, watches, restarts, stops.
+
+One thread that waits on pipes and process ends: no event loop, no torch, no HTTP. It owns the
+listening socket and the runtime folder, so that both outlive any child.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, TextIO, assert_never
+
+import structlog
+from setproctitle import setproctitle
+
+from inference.log import LogConfig, configure_logging
+from inference.protocol import Heartbeat, Progress, Started, StartFailed
+from service.child import Child
+from service.config import Settings
+from service.threads import plan_threads, variables_set
+
+_TICK_SECONDS = 1.0
+_CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
+_ENGINE_STOP_SECONDS = 5.0
+_MAX_BACKOFF_SECONDS = 30.0
+_BACKLOG = 2048
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_INFERENCE = "inference"
+
+_log = structlog.get_logger()
+
+
+class Entries(NamedTuple):
+    """What the children run: called in the child with keyword arguments and `control`."""
+
+    worker: Callable[..., None]
+    inference: Callable[..., None]
+
+
+def _run_worker(**arguments: object) -> None:
+    from service.worker import run_worker
+
+    run_worker(**arguments)
+
+
+def _run_inference(**arguments: object) -> None:
+    from inference.main import run_inference
+
+    run_inference(**arguments)
+
+
+ENTRIES = Entries(worker=_run_worker, inference=_run_inference)
+
+
+class CannotServe(Exception):
+    """The service cannot start or go on; the message is for the operator."""
+
+
+class RestartBudget:
+    """So many restarts within a sliding span of time, each after a longer pause."""
+
+    def __init__(self, limit: int, window_seconds: float) -> None:
+        self._limit = limit
+        self._window_seconds = window_seconds
+        self._spent: deque[float] = deque()
+
+    def spend(self, now: float) -> float | None:
+        """Take one restart; the seconds to wait before it, or None when there is none left."""
+        while self._spent and now - self._spent[0] > self._window_seconds:
+            self._spent.popleft()
+        if len(self._spent) >= self._limit:
+            return None
+        self._spent.append(now)
+        return min(_MAX_BACKOFF_SECONDS, float(2 ** (len(self._spent) - 1) - 1))
+
+
+def serve(settings: Settings, entries: Entries) -> int:
+    """Run the service until it is stopped.
+
+    Returns:
+        The exit status: 0 after an ordered stop, 1 when the service cannot start or gives up,
+        128 + the signal when a second signal cut the stop short.
+    """
+    setproctitle("loupe supervisor")
+    configure_logging(_log_config(settings, "supervisor"))
+    try:
+        with (
+            _signals() as signals,
+            _listening_socket(settings.host, settings.port) as listener,
+            _runtime_folder() as folder,
+        ):
+            return _Supervisor(settings, entries, signals, listener, folder).run()
+    except CannotServe as error:
+        _tell(f"loupe: {error}", sys.stderr)
+        return 1
+
+
+class _Supervisor:
+    """The children, by name, and what is to happen to them next."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        entries: Entries,
+        signals: socket.socket,
+        listener: socket.socket,
+        folder: Path,
+    ) -> None:
+        self._settings = settings
+        self._entries = entries
+        self._signals = signals
+        self._listener = listener
+        self._address = str(folder / "engine.sock")
+        self._authkey = secrets.token_bytes(32)
+        self._names = [_INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
+        self._children: dict[str, Child] = {}
+        self._starts_at = dict.fromkeys(self._names, 0.0)
+        self._budgets = {
+            name: RestartBudget(settings.restart_budget, settings.restart_window_seconds)
+            for name in self._names
+        }
+        self._announced = False
+
+    def run(self) -> int:
+        try:
+            while True:
+                self._start_what_is_due()
+                if self._next_signal(self._until_next_start()) is not None:
+                    return self._stop(self._settings.drain_seconds)
+                self._read_messages()
+                self._end_the_silent()
+                self._see_to_the_dead()
+        except CannotServe:
+            self._stop(0.0)
+            raise
+        finally:
+            self._cut(self._children.values())
+
+    def _start_what_is_due(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, due in self._starts_at.items() if due <= now]:
+            del self._starts_at[name]
+            self._children[name] = self._start(name)
+            _log.info("process started", child=name, pid=self._children[name].pid)
+
+    def _start(self, name: str) -> Child:
+        link = {"address": self._address, "authkey": self._authkey}
+        log_config = _log_config(self._settings, name)
+        if name != _INFERENCE:
+            return Child(
+                name,
+                self._entries.worker,
+                {"settings": self._settings, "socket": self._listener, "logging": log_config}
+                | link,
+            )
+        # A killed engine leaves its socket's name behind.
+        Path(self._address).unlink(missing_ok=True)
+        plan = plan_threads(self._settings, os.environ)
+        _log.info("engine threads", plan=plan.reason)
+        with variables_set(plan.variables):
+            return Child(
+                name,
+                self._entries.inference,
+                {"config": self._settings.engine, "logging": log_config} | link,
+            )
+
+    def _until_next_start(self) -> float:
+        pauses = [due - time.monotonic() for due in self._starts_at.values()]
+        return max(0.0, min([_TICK_SECONDS, *pauses]))
+
+    def _next_signal(self, timeout: float) -> signal.Signals | None:
+        """Wait for anything to happen; say which signal came, if one did."""
+        watched: list[socket.socket | Connection | int] = [self._signals]
+        for child in self._children.values():
+            watched.append(child.sentinel)
+            if not child.control.closed:
+                watched.append(child.control)
+        if self._signals not in wait(watched, timeout):
+            return None
+        return signal.Signals(self._signals.recv(1)[0])
+
+    def _read_messages(self) -> None:
+        for child in self._children.values():
+            for message in child.messages():
+                match message:
+                    case Heartbeat():
+                        pass
+                    case Progress(stage=stage):
+                        _log.info("starting", child=child.name, stage=stage)
+                    case Started():
+                        child.started = True
+                        _log.info("child started", child=child.name, pid=child.pid)
+                        self._announce()
+                    case StartFailed(message=reason):
+                        raise CannotServe(reason)
+                    case _:
+                        assert_never(message)
+
+    def _announce(self) -> None:
+        """Say once, in a line a person can read, that the service is ready."""
+        if len(self._children) < len(self._names):
+            return
+        if self._announced or not all(child.started for child in self._children.values()):
+            return
+        self._announced = True
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        _log.info("ready", url=url)
+        _tell(f"Loupe is ready: {url}  (API documentation: {url}/docs)", sys.stdout)
+
+    def _end_the_silent(self) -> None:
+        now = time.monotonic()
+        for child in self._children.values():
+            allowed = (
+                self._settings.heartbeat_timeout_seconds
+                if child.started
+                else self._settings.start_timeout_seconds
+            )
+            if now - child.silent_since > allowed and child.exit_code is None:
+                _log.error("process stuck", child=child.name, pid=child.pid, seconds=allowed)
+                child.kill()
+
+    def _see_to_the_dead(self) -> None:
+        dead = [child for child in self._children.values() if child.exit_code is not None]
+        for child in dead:
+            del self._children[child.name]
+            child.reap()
+            _log.warning("process ended", child=child.name, pid=child.pid, status=child.exit_code)
+            self._starts_at[child.name] = time.monotonic() + self._pause_before_restart(child)
+
+    def _pause_before_restart(self, child: Child) -> float:
+        # A web worker that had served is cheap to replace, however often one is lost.
+        if child.started and child.name != _INFERENCE:
+            return 0.0
+        pause = self._budgets[child.name].spend(time.monotonic())
+        if pause is None:
+            raise CannotServe(
+                f"the process `{child.name}` ended {self._settings.restart_budget + 1} times "
+                f"within {self._settings.restart_window_seconds:g} s; giving up"
+            )
+        return pause
+
+    def _stop(self, drain_seconds: float) -> int:
+        """Let the workers finish, then end the engine; a second signal ends all at once."""
+        _log.info("stopping", drain_seconds=drain_seconds)
+        self._listener.close()  # the workers close theirs, and new clients are turned away
+        workers = [child for child in self._children.values() if child.name != _INFERENCE]
+        inference = [child for child in self._children.values() if child.name == _INFERENCE]
+        for group, drain, patience in (
+            (workers, drain_seconds, drain_seconds + _CUT_SECONDS),
+            (inference, 0.0, _ENGINE_STOP_SECONDS),
+        ):
+            for child in group:
+                child.stop(drain)
+            cut_by = self._wait_until_gone(group, time.monotonic() + patience)
+            if cut_by is not None:
+                _log.warning("stop cut short", signal=cut_by.name)
+                return 128 + cut_by
+            self._cut(group)
+        _log.info("stopped")
+        return 0
+
+    def _wait_until_gone(self, group: list[Child], deadline: float) -> signal.Signals | None:
+        while any(child.exit_code is None for child in group):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            signal_received = self._next_signal(min(left, _TICK_SECONDS))
+            if signal_received is not None:
+                return signal_received
+            self._drop_messages()
+        return None
+
+    def _drop_messages(self) -> None:
+        """Keep the pipes empty; nothing that a child says now matters."""
+        for child in list(self._children.values()):
+            for _ in child.messages():
+                pass
+            if child.exit_code is not None:
+                del self._children[child.name]
+                child.reap()
+
+    def _cut(self, children: Iterable[Child]) -> None:
+        for child in list(children):
+            if child.exit_code is None:
+                _log.warning("process killed", child=child.name, pid=child.pid)
+                child.kill()
+            child.reap()
+            self._children.pop(child.name, None)
+
+
+def _log_config(settings: Settings, process: str) -> LogConfig:
+    return LogConfig(level=settings.log_level, format=settings.log_format, process=process)
+
+
+@contextlib.contextmanager
+def _signals() -> Generator[socket.socket]:
+    """Turn stop signals into bytes on a socket, one per signal, its number as the value."""
+
+    def wake_only(number: int, frame: FrameType | None) -> None:
+        """Python must have a handler for the byte to be written."""
+
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    # Under nohup a hang-up stays ignored.
+    handled = [number for number in _STOP_SIGNALS if not _is_ignored_hangup(number)]
+    before = {number: signal.signal(number, wake_only) for number in handled}
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    with receiver, sender:
+        try:
+            yield receiver
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+@contextlib.contextmanager
+def _listening_socket(host: str, port: int) -> Generator[socket.socket]:
+    """Bind before anything is loaded, so that a taken port is known at once.
+
+    Raises:
+        CannotServe: the address is taken, not ours to use, or no address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _runtime_folder() -> Generator[Path]:
+    """Make a folder of our own, readable by nobody else, and remove it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="loupe-"))
+    if len(os.fsencode(folder / "engine.sock")) > _MAX_SOCKET_PATH_BYTES:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="loupe-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(line: str, terminal: TextIO) -> None:
+    """Write one line for the operator; a closed pipe must not end the service."""
+    with contextlib.suppress(OSError):
+        terminal.write(line + "\n")
+        terminal.flush()

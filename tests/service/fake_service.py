@@ -1,0 +1,69 @@
+"""A service of fake children, run as a program: the supervisor is real, the children are tiny.
+
+Usage: fake_service.py SCENARIO PORT RESTART_BUDGET. A child appends a line `name pid` to the file
+named by FAKE_JOURNAL when it starts, and its end to stop in order.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from inference.protocol import Heartbeat, Started, StartFailed, decode_stop, encode
+from service.config import Settings
+from service.supervisor import Entries, serve
+
+SCENARIO = sys.argv[1] if len(sys.argv) > 1 else "well"
+
+
+def note(*words: object) -> None:
+    with Path(os.environ["FAKE_JOURNAL"]).open("a") as journal:
+        journal.write(" ".join(map(str, words)) + "\n")
+
+
+def work(control, *, linger_seconds: float = 0.0) -> None:
+    control.send_bytes(encode(Started()))
+    while not control.poll(0.1):
+        control.send_bytes(encode(Heartbeat()))
+    stop = decode_stop(control.recv_bytes())
+    time.sleep(min(linger_seconds, stop.drain_seconds))
+
+
+def run_worker(*, logging, control, **_) -> None:
+    note("start", logging.process, os.getpid())
+    work(control, linger_seconds=0.5)
+    note("end", logging.process)
+
+
+def run_inference(*, control, **_) -> None:
+    note("start", "inference", os.getpid())
+    note("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY"))
+    match SCENARIO:
+        case "crashes":
+            os._exit(7)
+        case "cannot-start":
+            control.send_bytes(encode(StartFailed(message="the checkpoint has no config.json")))
+            time.sleep(60)
+        case "gets-stuck":
+            control.send_bytes(encode(Started()))
+            time.sleep(60)
+        case "ignores-stop":
+            control.send_bytes(encode(Started()))
+            while True:
+                time.sleep(0.1)
+                control.send_bytes(encode(Heartbeat()))
+        case _:
+            work(control)
+    note("end", "inference")
+
+
+if __name__ == "__main__":
+    settings = msgspec.convert(
+        {"port": int(sys.argv[2]), "workers": 2, "restart_budget": 1, "log_format": "json"},
+        Settings,
+    )
+    if SCENARIO == "gets-stuck":
+        settings = msgspec.structs.replace(settings, heartbeat_timeout_seconds=1.0)
+    raise SystemExit(serve(settings, Entries(worker=run_worker, inference=run_inference)))

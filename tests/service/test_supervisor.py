@@ -1,0 +1,267 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.supervisor import RestartBudget
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 30
+
+
+class FakeService:
+    """A supervisor with fake children, run as a program, and what it wrote."""
+
+    def __init__(self, folder: Path, scenario: str, port: int = 0) -> None:
+        self._journal = folder / "journal"
+        self._journal.touch()
+        self._output = folder / "stdout"
+        self._log = folder / "stderr"
+        self.runtime = folder / "runtime"
+        self.runtime.mkdir()
+        with self._output.open("wb") as output, self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / "tests/service/fake_service.py", scenario, str(port)],
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ
+                | {
+                    "PYTHONPATH": str(ROOT),
+                    "FAKE_JOURNAL": str(self._journal),
+                    "TMPDIR": str(self.runtime),
+                },
+            )
+
+    def journal(self) -> list[str]:
+        return self._journal.read_text().splitlines()
+
+    def pids(self, name: str) -> list[int]:
+        """Every pid that the child has had, in order."""
+        starts = [line.rsplit(" ", 1) for line in self.journal()]
+        return [int(pid) for what, pid in starts if what == f"start {name}"]
+
+    def all_pids(self) -> list[int]:
+        return [int(line.rsplit(" ", 1)[1]) for line in self.journal() if line.startswith("start")]
+
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_until_ready(self) -> str:
+        wait_until(lambda: "is ready" in self.output(), self.log)
+        found = re.search(r"http://\S+", self.output())
+        assert found is not None
+        return found[0]
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+def wait_until(condition, explain=str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def start(tmp_path):
+    services: list[FakeService] = []
+
+    def start(scenario: str = "well", port: int = 0) -> FakeService:
+        folder = tmp_path / str(len(services))
+        folder.mkdir()
+        services.append(FakeService(folder, scenario, port))
+        return services[-1]
+
+    yield start
+    for service in services:
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
+
+
+def test_ready_line_comes_once_every_child_has_started_and_names_the_address(start):
+    service = start()
+
+    url = service.wait_until_ready()
+
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    assert f"{url}/docs" in service.output()
+    assert len(service.all_pids()) == 3
+
+
+def test_processes_carry_readable_titles(start):
+    service = start()
+
+    service.wait_until_ready()
+
+    titles = {
+        pid: Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+        for pid in [service.process.pid, *service.all_pids()]
+    }
+    assert sorted(titles.values()) == [
+        "loupe inference",
+        "loupe supervisor",
+        "loupe worker 0",
+        "loupe worker 1",
+    ]
+
+
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_signal_lets_the_workers_finish_before_the_engine_ends(start, stop_signal):
+    service = start()
+    service.wait_until_ready()
+
+    service.process.send_signal(stop_signal)
+
+    assert service.wait() == 0
+    ends = [line for line in service.journal() if line.startswith("end")]
+    assert sorted(ends[:2]) == ["end worker 0", "end worker 1"]
+    assert ends[2:] == ["end inference"]
+    assert list(service.runtime.iterdir()) == []
+
+
+def test_ctrl_c_for_the_whole_group_is_still_an_ordered_stop(start):
+    service = start()
+    service.wait_until_ready()
+
+    os.killpg(service.process.pid, signal.SIGINT)
+
+    assert service.wait() == 0
+    assert [line for line in service.journal() if line.startswith("end")][2:] == ["end inference"]
+
+
+def test_a_second_signal_ends_everything_at_once(start):
+    service = start("ignores-stop")
+    service.wait_until_ready()
+    service.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "end worker 0" in service.journal())
+
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.wait() == 128 + signal.SIGTERM
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_an_engine_that_ignores_the_stop_is_killed(start):
+    service = start("ignores-stop")
+    service.wait_until_ready()
+
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.wait() == 0
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_a_killed_worker_is_replaced_again_and_again_and_the_engine_stays(start):
+    service = start()
+    service.wait_until_ready()
+
+    for lost in range(1, 4):  # more often than the restart budget of 1
+        os.kill(service.pids("worker 1")[-1], signal.SIGKILL)
+        wait_until(lambda lost=lost: len(service.pids("worker 1")) == lost + 1, service.log)
+        wait_until(lambda lost=lost: service.log().count('"child started"') == 3 + lost)
+
+    assert len(service.pids("inference")) == 1
+    assert len(service.pids("worker 0")) == 1
+
+
+def test_a_killed_engine_is_replaced_and_the_workers_stay(start):
+    service = start()
+    service.wait_until_ready()
+
+    os.kill(service.pids("inference")[0], signal.SIGKILL)
+
+    wait_until(lambda: len(service.pids("inference")) == 2, service.log)
+    assert [len(service.pids(name)) for name in ("worker 0", "worker 1")] == [1, 1]
+    assert service.process.poll() is None
+
+
+def test_an_engine_that_keeps_dying_ends_the_service_with_an_error(start):
+    service = start("crashes")
+
+    assert service.wait() == 1
+
+    assert len(service.pids("inference")) == 2  # the first start and the budget of one restart
+    assert "giving up" in service.log()
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_an_engine_that_says_it_cannot_start_is_not_tried_again(start):
+    service = start("cannot-start")
+
+    assert service.wait() == 1
+
+    assert len(service.pids("inference")) == 1
+    assert "loupe: the checkpoint has no config.json" in service.log()
+    assert service.output() == ""
+
+
+def test_an_engine_that_falls_silent_is_killed_and_replaced(start):
+    service = start("gets-stuck")
+
+    wait_until(lambda: len(service.pids("inference")) == 2, service.log)
+
+    assert "process stuck" in service.log()
+
+
+def test_no_child_outlives_a_killed_supervisor(start):
+    service = start()
+    service.wait_until_ready()
+    children = psutil.Process(service.process.pid).children(recursive=True)
+
+    service.process.kill()
+
+    wait_until(lambda: not any(is_alive(child.pid) for child in children))
+
+
+def test_a_taken_port_is_reported_before_anything_starts(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = start(port=port)
+
+        assert service.wait() == 1
+
+    assert f"cannot listen on 127.0.0.1 port {port}" in service.log()
+    assert service.journal() == []
+
+
+def test_thread_variables_reach_the_engine(start, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    service = start()
+
+    service.wait_until_ready()
+
+    threads = next(line for line in service.journal() if line.startswith("threads"))
+    assert re.fullmatch(r"threads \d+ PASSIVE", threads)
+
+
+def test_restart_budget_pauses_longer_each_time_and_runs_out():
+    budget = RestartBudget(3, window_seconds=600)
+
+    pauses = [budget.spend(now) for now in (0.0, 1.0, 2.0, 3.0)]
+
+    assert pauses == [0.0, 1.0, 3.0, None]
+
+
+def test_restart_budget_comes_back_as_old_restarts_leave_the_window():
+    budget = RestartBudget(1, window_seconds=10)
+    budget.spend(0.0)
+
+    assert budget.spend(9.0) is None
+    assert budget.spend(11.0) == 0.0
