@@ -1,0 +1,293 @@
+"""Whether a model fits, and how large its KV pool gets, worked out before any weight is loaded.
+
+Pure arithmetic over a checkpoint's facts, the settings and a device's memory. The formulas bound
+from above what transformers' own forward holds at once; a leaner forward holds less.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from inference.architecture import DTYPE_BYTES, Architecture, count_parameters
+from inference.checkpoint import chosen_dtype, picture_bounds
+from inference.config import EngineConfig
+from inference.device import DeviceMemory
+
+GIBIBYTE = 1024**3
+CPU_USABLE_RATIO = 0.9  # of what is free: the web workers and the kernel live there too
+CPU_POOL_BYTES = 2 * GIBIBYTE
+CPU_POOL_RATIO = 0.5  # of what weights and work leave
+CUDA_OVERHEAD_BYTES = GIBIBYTE  # context, cuBLAS workspaces, captured graphs: estimated
+MIN_MODEL_LEN = 1024  # a small picture, a question and an answer; nobody asks for less unsaid
+FLOAT32_BYTES = DTYPE_BYTES["float32"]
+
+# Parameters of the published family; tests/inference/test_architecture.py counts them.
+FAMILY_PARAMETERS = {
+    "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": 31_070_754_032,
+    "Qwen/Qwen3-VL-32B-Instruct": 33_357_390_064,
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": 235_670_022_896,
+}
+
+
+class ModelTooLarge(Exception):
+    """The model does not fit; the message gives the numbers and what would fit."""
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a device's memory goes; bytes throughout.
+
+    usable_bytes: what all of it together may take. working_bytes: the most one step holds besides
+    weights and pool: prefill_bytes, vision_bytes, logits_bytes and the runtime's own overhead.
+    num_blocks: of the pool, the padding block included. max_model_len: what one request may take,
+    lowered to the pool where it was not asked for.
+    """
+
+    device: str
+    dtype: str
+    free_bytes: int
+    total_bytes: int
+    usable_bytes: int
+    weights_bytes: int
+    prefill_bytes: int
+    vision_bytes: int
+    logits_bytes: int
+    working_bytes: int
+    embedding_cache_bytes: int
+    block_bytes: int
+    num_blocks: int
+    kv_cache_bytes: int
+    max_model_len: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the KV pool."""
+        return self.weights_bytes + self.working_bytes + self.embedding_cache_bytes
+
+
+def plan_memory(
+    architecture: Architecture, config: EngineConfig, memory: DeviceMemory, device: str
+) -> MemoryPlan:
+    """Share a device's memory between weights, work, caches and the KV pool.
+
+    Raises:
+        ModelTooLarge: they do not fit together with one request of max_model_len.
+        CheckpointError: the settings' picture bounds exclude every picture.
+    """
+    plan = _draft(architecture, config, memory, device)
+    if not _fits(plan, architecture, config):
+        raise ModelTooLarge(_explain(plan, architecture, config, memory))
+    return plan
+
+
+def block_bytes(architecture: Architecture, config: EngineConfig) -> int:
+    """One KV block: keys and values of block_size tokens in every layer."""
+    text = architecture.text
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return token * DTYPE_BYTES[chosen_dtype(architecture, config)] * config.block_size
+
+
+def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
+    """Activations of the largest prefill chunk in one decoder layer.
+
+    A token holds its residual and normed row (also in float32, as the RMS norm computes), then
+    either queries, keys, values before and after rotation and the attention's output, or the MLP's
+    gate, up and product (of every active expert, with its copies of the row); and the visual rows
+    that wait for the first layers. Scores are never held: attention is fused.
+    Source: transformers 5.23 `Qwen3VLTextDecoderLayer`, `Qwen3VLMoeTextExperts`.
+    """
+    text = architecture.text
+    hidden = text.hidden_size
+    query = text.num_attention_heads * text.head_dim
+    key_value = text.num_key_value_heads * text.head_dim
+    attention = 2 * (query + 2 * key_value) + query
+    mlp = 3 * text.intermediate_size
+    if text.num_sparse_layers:
+        mlp = max(mlp, text.num_experts_per_tok * (2 * hidden + 3 * text.moe_intermediate_size))
+    visual = (1 + len(architecture.vision.deepstack_visual_indexes)) * hidden
+    width = DTYPE_BYTES[chosen_dtype(architecture, config)]
+    token = width * (2 * hidden + max(attention, mlp) + visual) + FLOAT32_BYTES * 2 * hidden
+    return config.max_num_batched_tokens * token
+
+
+def vision_bytes(architecture: Architecture, config: EngineConfig) -> int:
+    """Activations of one vision step: as many patches as a step takes, or one largest picture.
+
+    A patch holds its pixels (float32, then cast), residual and normed row, then either queries,
+    keys, values, their rotation in float32 and the attention's output, or the MLP's two inner rows;
+    and its share of the merged and deepstack features. Scores are never held: attention is fused.
+    Source: transformers 5.23 `Qwen3VLVisionBlock`, `apply_rotary_pos_emb_vision`.
+    """
+    vision = architecture.vision
+    hidden = vision.hidden_size
+    width = DTYPE_BYTES[chosen_dtype(architecture, config)]
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    attention = width * 6 * hidden + FLOAT32_BYTES * 5 * hidden
+    mlp = width * 2 * vision.intermediate_size
+    num_features = 1 + len(vision.deepstack_visual_indexes)
+    features = width * num_features * vision.out_hidden_size // vision.spatial_merge_size**2
+    patch = (
+        pixels * (FLOAT32_BYTES + width)
+        + width * 4 * hidden  # residual and normed row; the merger's input and inner row
+        + max(attention, mlp)
+        + features
+    )
+    _, max_pixels = picture_bounds(architecture, config)
+    return max(config.max_num_encoded_patches, max_pixels // vision.patch_size**2) * patch
+
+
+def logits_bytes(architecture: Architecture, config: EngineConfig) -> int:
+    """Logits of every running sequence, and their float32 copy, penalties' and softmax's rows."""
+    row = DTYPE_BYTES[chosen_dtype(architecture, config)] + 3 * FLOAT32_BYTES
+    return config.max_num_seqs * architecture.text.vocab_size * row
+
+
+def _draft(
+    architecture: Architecture, config: EngineConfig, memory: DeviceMemory, device: str
+) -> MemoryPlan:
+    """Lay everything out without asking whether it fits."""
+    dtype = chosen_dtype(architecture, config)
+    prefill = prefill_bytes(architecture, config)
+    vision = vision_bytes(architecture, config)
+    logits = logits_bytes(architecture, config)
+    overhead = 0 if device == "cpu" else CUDA_OVERHEAD_BYTES
+    weights = count_parameters(architecture) * DTYPE_BYTES[dtype]
+    working = prefill + vision + logits + overhead
+    usable = _usable(config, memory, device)
+    room = usable - weights - working - config.embedding_cache_bytes
+    num_blocks = _num_blocks(architecture, config, room, device)
+    wanted = _wanted_model_len(architecture, config)
+    capacity = max(num_blocks - 1, 0) * config.block_size
+    size = block_bytes(architecture, config)
+    return MemoryPlan(
+        device=device,
+        dtype=dtype,
+        free_bytes=memory.free_bytes,
+        total_bytes=memory.total_bytes,
+        usable_bytes=usable,
+        weights_bytes=weights,
+        prefill_bytes=prefill,
+        vision_bytes=vision,
+        logits_bytes=logits,
+        working_bytes=working,
+        embedding_cache_bytes=config.embedding_cache_bytes,
+        block_bytes=size,
+        num_blocks=num_blocks,
+        kv_cache_bytes=num_blocks * size,
+        max_model_len=min(wanted, capacity) if config.max_model_len is None else wanted,
+    )
+
+
+def _usable(config: EngineConfig, memory: DeviceMemory, device: str) -> int:
+    if device == "cpu":
+        return int(memory.free_bytes * CPU_USABLE_RATIO)
+    return min(memory.free_bytes, int(memory.total_bytes * config.gpu_memory_utilization))
+
+
+def _wanted_model_len(architecture: Architecture, config: EngineConfig) -> int:
+    limit = architecture.text.max_position_embeddings
+    return min(config.max_model_len or limit, limit)
+
+
+def _blocks_for(num_tokens: int, config: EngineConfig) -> int:
+    """Blocks of a pool that holds this many tokens, the padding block included."""
+    return -(-num_tokens // config.block_size) + 1
+
+
+def _num_blocks(
+    architecture: Architecture, config: EngineConfig, room_bytes: int, device: str
+) -> int:
+    """Size the pool: as set; else what is left, but no more than can ever be in use."""
+    size = block_bytes(architecture, config)
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes // size
+    wanted = _wanted_model_len(architecture, config)
+    most = _pool_share(architecture, room_bytes) // size
+    if device == "cpu":
+        # A request length that was asked for outweighs the default size of the pool.
+        least = 0 if config.max_model_len is None else _blocks_for(wanted, config)
+        default = min(CPU_POOL_BYTES, int(room_bytes * CPU_POOL_RATIO)) // size
+        most = min(most, max(default, least))
+    return max(min(most, _blocks_for(config.max_num_seqs * wanted, config)), 0)
+
+
+def _pool_share(architecture: Architecture, room_bytes: int) -> int:
+    """What the pool may take of the room: attention may gather one layer of it beside it."""
+    layers = architecture.text.num_hidden_layers
+    return room_bytes * layers // (layers + 1)
+
+
+def _fits(plan: MemoryPlan, architecture: Architecture, config: EngineConfig) -> bool:
+    room = plan.usable_bytes - plan.fixed_bytes
+    needed = _blocks_for(_least_model_len(plan, architecture, config), config)
+    return plan.kv_cache_bytes <= _pool_share(architecture, room) and plan.num_blocks >= max(
+        needed, 2
+    )
+
+
+def _least_model_len(plan: MemoryPlan, architecture: Architecture, config: EngineConfig) -> int:
+    """The shortest request length that is worth serving under these settings."""
+    if config.max_model_len is not None or config.kv_cache_bytes is not None:
+        return plan.max_model_len
+    return min(architecture.text.max_position_embeddings, MIN_MODEL_LEN)
+
+
+def _explain(
+    plan: MemoryPlan, architecture: Architecture, config: EngineConfig, memory: DeviceMemory
+) -> str:
+    pool = config.kv_cache_bytes
+    if pool is None:
+        tokens = _least_model_len(plan, architecture, config)
+        pool = _blocks_for(tokens, config) * plan.block_bytes
+        cache = f"{_size(pool)} KV cache for one request of {tokens} tokens"
+    else:
+        held = max(plan.num_blocks - 1, 0) * config.block_size
+        cache = f"{_size(pool)} KV cache as set, which holds {held} tokens"
+        if config.max_model_len is not None:
+            cache += f" of the {plan.max_model_len} asked for"
+    fitting = list(_what_would_fit(plan, architecture, config, memory))
+    advice = "; ".join(fitting) if fitting else "no setting; a device with more memory is needed"
+    return (
+        f"{config.model} does not fit: needs {_size(plan.weights_bytes)} weights in "
+        f"{plan.dtype} + {_size(plan.working_bytes)} working memory + "
+        f"{_size(plan.embedding_cache_bytes)} picture cache + {cache}; usable on "
+        f"{plan.device}: {_size(plan.usable_bytes)} (free {_size(plan.free_bytes)} of "
+        f"{_size(plan.total_bytes)}). Fits: {advice}"
+    )
+
+
+def _what_would_fit(
+    plan: MemoryPlan, architecture: Architecture, config: EngineConfig, memory: DeviceMemory
+) -> Iterator[str]:
+    """Try each way out on the same arithmetic, and name those that work."""
+
+    def fits(**changes: object) -> MemoryPlan | None:
+        changed = msgspec.structs.replace(config, **changes)
+        draft = _draft(architecture, changed, memory, plan.device)
+        return draft if _fits(draft, architecture, changed) else None
+
+    if config.max_model_len is not None and (shorter := fits(max_model_len=None)):
+        yield f"--max-model-len {shorter.max_model_len}"
+    if config.kv_cache_bytes is not None and fits(kv_cache_bytes=None):
+        yield "leaving --kv-cache-bytes unset"
+    if plan.dtype == "float32" and fits(dtype="bfloat16"):
+        yield "--dtype bfloat16"
+    tokens, patches = config.max_num_batched_tokens // 4, config.max_num_encoded_patches // 4
+    if fits(max_num_batched_tokens=tokens, max_num_encoded_patches=patches):
+        yield f"--max-num-batched-tokens {tokens} with --max-num-encoded-patches {patches}"
+    rest = plan.usable_bytes - plan.working_bytes - plan.embedding_cache_bytes
+    smaller = [
+        name
+        for name, parameters in FAMILY_PARAMETERS.items()
+        if 2 * parameters < min(plan.weights_bytes, rest - GIBIBYTE // 2)
+    ]
+    if smaller:
+        yield f"a smaller model of the family, such as {smaller[-1]}"
+
+
+def _size(count: int) -> str:
+    if count >= GIBIBYTE:
+        return f"{count / GIBIBYTE:.1f} GiB"
+    return f"{count / 1024**2:.1f} MiB"
