@@ -1,0 +1,114 @@
+"""What one request may bring in as pictures, checked before any work is done for them."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from service.conversation import ImagePart
+from service.errors import RequestInvalid, TooLarge
+
+_MIB = 1024 * 1024
+
+
+class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds on pictures. Every one is told to the client that goes over it.
+
+    max_images: pictures in a request; 16: more seldom fit the context.
+    max_image_bytes: encoded bytes of one; 20 MiB: any camera's JPEG, and what hosted APIs take.
+    max_total_bytes: encoded bytes of all of a request's; 64 MiB: legal pictures must not add up
+        without end.
+    max_image_pixels: width times height of one, from its header; 36 megapixels: about 0.6 GB while
+        decoding.
+    max_total_pixels: the same over all of a request's; 200 megapixels: sixteen 12-megapixel photos.
+    formats: of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `tiff`; the last two are off by
+        default: their decoders are the largest and the pictures are rare.
+    max_decode_cpu_seconds: CPU time one picture may take; 10 s: twenty times what the largest
+        honest one needs. Over it its process ends.
+    max_decode_memory_bytes: memory of a pool process; 2 GiB: three times the largest honest need.
+    """
+
+    max_images: int = 16
+    max_image_bytes: int = 20 * _MIB
+    max_total_bytes: int = 64 * _MIB
+    max_image_pixels: int = 36_000_000
+    max_total_pixels: int = 200_000_000
+    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp")
+    max_decode_cpu_seconds: int = 10
+    max_decode_memory_bytes: int = 2048 * _MIB
+
+
+class MediaBudget:
+    """What is left of one request's limits; drawn on as its pictures arrive."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self._limits = limits
+        self._num_images = 0
+        self._num_bytes = 0
+
+    def take_image(self, param: str) -> None:
+        """Count one picture, before it is fetched or decoded.
+
+        Raises:
+            RequestInvalid: `too_many_images`.
+        """
+        self._num_images += 1
+        if self._num_images > self._limits.max_images:
+            raise RequestInvalid(
+                "too_many_images",
+                f"A request may have {self._limits.max_images} images.",
+                param=param,
+            )
+
+    def take_bytes(self, num_bytes: int, param: str) -> None:
+        """Count one picture's encoded bytes.
+
+        Raises:
+            TooLarge: `image_too_large` or, over all pictures, `media_budget_exceeded`.
+        """
+        check_image_bytes(num_bytes, param, self._limits)
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._limits.max_total_bytes:
+            raise TooLarge(
+                "media_budget_exceeded",
+                f"A request's images may have {self._limits.max_total_bytes} bytes together.",
+                param=param,
+            )
+
+
+def check_image_bytes(num_bytes: int, param: str, limits: MediaLimits) -> None:
+    """Refuse one picture's encoded bytes by their number.
+
+    Raises:
+        TooLarge: `image_too_large`.
+    """
+    if num_bytes > limits.max_image_bytes:
+        raise TooLarge(
+            "image_too_large", f"An image may have {limits.max_image_bytes} bytes.", param=param
+        )
+
+
+def check_images(images: Sequence[ImagePart], limits: MediaLimits) -> None:
+    """Refuse a request's pictures by their number and size, the number first.
+
+    Raises:
+        RequestInvalid: `too_many_images`.
+        TooLarge: `image_too_large` or `media_budget_exceeded`.
+    """
+    budget = MediaBudget(limits)
+    for image in images:
+        budget.take_image(image.param)
+    for image in images:
+        budget.take_bytes(len(image.encoded), image.param)
+
+
+def check_total_pixels(num_pixels: Sequence[int], limits: MediaLimits) -> None:
+    """Refuse a request's pictures by the sum of their source pixels.
+
+    Raises:
+        TooLarge: `media_budget_exceeded`.
+    """
+    if sum(num_pixels) > limits.max_total_pixels:
+        raise TooLarge(
+            "media_budget_exceeded",
+            f"A request's images may have {limits.max_total_pixels} pixels together.",
+        )

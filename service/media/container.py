@@ -1,0 +1,85 @@
+"""What a picture file says of itself before any decoder runs. Pure bytes: no picture library."""
+
+import zlib
+
+from service.media.refusal import PictureRefused, Refusal
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {
+    b"\xff\xd8\xff": "jpeg",
+    _PNG_SIGNATURE: "png",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+    b"BM": "bmp",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+    b"II+\x00": "tiff",
+    b"MM\x00+": "tiff",
+}
+_AVIF_BRANDS = (b"avif", b"avis")
+
+
+def sniff(encoded: bytes) -> str | None:
+    """Name the format by the first bytes; None for anything this service never decodes."""
+    for signature, file_format in _SIGNATURES.items():
+        if encoded.startswith(signature):
+            return file_format
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "webp"
+    if encoded[4:8] == b"ftyp" and _brands(encoded).intersection(_AVIF_BRANDS):
+        return "avif"
+    return None
+
+
+def _brands(encoded: bytes) -> set[bytes]:
+    box = encoded[8 : min(int.from_bytes(encoded[:4]), 256)]
+    return {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}  # 4 is the minor version
+
+
+def check_png(encoded: bytes) -> None:
+    """Check the length and checksum of every chunk, which Pillow leaves out for pixel data.
+
+    Raises:
+        PictureRefused: TRUNCATED if the file ends before its end chunk, INVALID for a checksum.
+    """
+    view = memoryview(encoded)
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(encoded):
+        end = position + 12 + int.from_bytes(view[position : position + 4])
+        if end > len(encoded):
+            break
+        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+            raise PictureRefused(Refusal.INVALID)
+        if encoded.startswith(b"IEND", position + 4):
+            return
+        position = end
+    raise PictureRefused(Refusal.TRUNCATED)
+
+
+def ends_early(encoded: bytes, file_format: str) -> bool:
+    """Whether a file that failed to decode lacks its end, rather than being broken inside."""
+    match file_format:
+        case "jpeg":  # no end marker after the last scan began
+            return encoded.rfind(b"\xff\xd9") <= encoded.rfind(b"\xff\xda")
+        case "gif":
+            return not encoded.endswith(b"\x3b")
+        case "webp":
+            return len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
+        case "bmp":
+            return len(encoded) < int.from_bytes(encoded[2:6], "little")
+        case "avif":
+            return _boxes_end(encoded) > len(encoded)
+        case _:  # a PNG's chunks are checked before; a TIFF has no order to tell by
+            return False
+
+
+def _boxes_end(encoded: bytes) -> int:
+    position = 0
+    while position < len(encoded):
+        size = int.from_bytes(encoded[position : position + 4])
+        if size == 1:
+            size = int.from_bytes(encoded[position + 8 : position + 16])
+        if size < 8:  # 0 reaches to the end of the file; other values are broken
+            return len(encoded)
+        position += size
+    return position

@@ -1,0 +1,171 @@
+"""One picture's bytes to the pixels the model sees; runs in a pool process.
+
+Imports Pillow and the standard library only, so that a pool process starts quickly. Refuses by
+PictureRefused alone: nothing of a library's text leaves.
+"""
+
+import hashlib
+import io
+import struct
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from service.media.colour import to_upright_rgb
+from service.media.container import check_png, ends_early, sniff
+from service.media.refusal import PictureRefused, Refusal
+from service.media.resize import ResizeBounds, smart_resize
+
+# Called by name, not through `Image.open`: no other plugin can ever see a client's bytes.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBounds:
+    """Which files are taken.
+
+    formats: names that `container.sniff` gives. max_pixels: width times height in the header.
+    """
+
+    formats: tuple[str, ...]
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A picture as the model sees it: upright, sRGB on white, resized.
+
+    pixels: uint8 RGB, C order [height, width, 3].
+    content_hash: 32 bytes, BLAKE2b over shape and pixels; the file's metadata has no part in it.
+    source_height, source_width: of the upright picture before resizing; boxes refer to it.
+    source_format: as `container.sniff` names it.
+    """
+
+    height: int
+    width: int
+    pixels: bytes
+    content_hash: bytes
+    source_height: int
+    source_width: int
+    source_format: str
+
+
+def decode(encoded: bytes, source: SourceBounds, bounds: ResizeBounds) -> DecodedImage:
+    """Decode the first frame and resize it, bicubic, as transformers' Pillow processor does.
+
+    Raises:
+        PictureRefused: with the finding.
+    """
+    with _opened(encoded, source) as (image, file_format):
+        _target_size(image, bounds)  # refuses an impossible shape before the decoder runs
+        # Read before `load` consumes the tiles.
+        deep_colour = any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()
+        upright = to_upright_rgb(image, deep_colour=deep_colour)
+    height, width = _target_size(upright, bounds)
+    resized = upright.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = resized.tobytes()
+    return DecodedImage(
+        height=height,
+        width=width,
+        pixels=pixels,
+        content_hash=content_hash(height, width, pixels),
+        source_height=upright.height,
+        source_width=upright.width,
+        source_format=file_format,
+    )
+
+
+def measure(encoded: bytes, source: SourceBounds) -> int:
+    """Read the number of pixels from the header, without decoding.
+
+    Raises:
+        PictureRefused: with the finding.
+    """
+    with _opened(encoded, source) as (image, _):
+        return image.width * image.height
+
+
+def preload() -> None:
+    """Do nothing: importing this module has made the process ready for its first picture."""
+
+
+def content_hash(height: int, width: int, pixels: bytes) -> bytes:
+    """Hash what the model sees, shape included: equal pixels of another shape differ."""
+    digest = hashlib.blake2b(struct.pack("<II", height, width), digest_size=32)
+    digest.update(pixels)
+    return digest.digest()
+
+
+def _target_size(image: Image.Image, bounds: ResizeBounds) -> tuple[int, int]:
+    try:
+        return smart_resize(
+            image.height,
+            image.width,
+            factor=bounds.factor,
+            min_pixels=bounds.min_pixels,
+            max_pixels=bounds.max_pixels,
+        )
+    except ValueError as error:
+        raise PictureRefused(Refusal.ASPECT_RATIO) from error
+
+
+@contextmanager
+def _opened(encoded: bytes, source: SourceBounds) -> Generator[tuple[ImageFile.ImageFile, str]]:
+    """Open a picture whose header is within bounds; whatever fails in the block is a finding."""
+    file_format = _accepted_format(encoded, source)
+    # Our own bound replaces Pillow's, whose first half only warns.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _READERS[file_format](io.BytesIO(encoded))
+            _check_before_decoding(image, encoded, file_format, source)
+            yield image, file_format
+    except PictureRefused:
+        raise
+    except Exception as error:  # hostile bytes make Pillow raise nearly anything
+        early = ends_early(encoded, file_format)
+        raise PictureRefused(Refusal.TRUNCATED if early else Refusal.INVALID) from error
+
+
+def _accepted_format(encoded: bytes, source: SourceBounds) -> str:
+    if not encoded:
+        raise PictureRefused(Refusal.EMPTY)
+    file_format = sniff(encoded)
+    if file_format is None or file_format not in source.formats:
+        raise PictureRefused(Refusal.FORMAT_UNSUPPORTED)
+    if file_format in ("avif", "webp") and not features.check(file_format):
+        raise PictureRefused(Refusal.FORMAT_UNSUPPORTED)
+    return file_format
+
+
+def _check_before_decoding(
+    image: ImageFile.ImageFile, encoded: bytes, file_format: str, source: SourceBounds
+) -> None:
+    if image.width * image.height > source.max_pixels:
+        raise PictureRefused(Refusal.TOO_MANY_PIXELS)
+    if file_format == "png":
+        check_png(encoded)
