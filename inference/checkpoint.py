@@ -3,14 +3,19 @@
 Downloads and checks files, and says what the web side must know of them; never opens weights.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from inference.architecture import Architecture, CheckpointError, count_parameters
 from inference.config import DEMO_MODEL, EngineConfig
 from inference.protocol import ModelFacts
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import tqdm
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
 MAX_PIXELS_BY_DEFAULT = 4 * 1024 * 1024
@@ -160,7 +165,7 @@ def _missing_weights(folder: Path) -> list[str]:
 
 
 def _download(config: EngineConfig, progress: Callable[[str], None], *, with_weights: bool) -> Path:
-    """Bring the hub's files into the local cache; on a terminal the hub's client shows bars."""
+    """Bring the hub's files into the local cache; on a terminal its client shows bars."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -176,6 +181,7 @@ def _download(config: EngineConfig, progress: Callable[[str], None], *, with_wei
             revision=config.revision,
             local_files_only=config.offline,
             allow_patterns=_CONFIGURATION_FILES + (_WEIGHT_FILES if with_weights else []),
+            tqdm_class=None if sys.stderr.isatty() else _no_bar(),
         )
     except HFValidationError as error:
         raise CheckpointError(
@@ -191,6 +197,17 @@ def _download(config: EngineConfig, progress: Callable[[str], None], *, with_wei
             f"{config.model} could not be stored in the local cache: {error.strerror or error}"
         ) from error
     return Path(folder)
+
+
+def _no_bar() -> "type[tqdm]":
+    """A progress bar that stays out of log files; the client's own check covers not all bars."""
+    from huggingface_hub.utils import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *args: object, **settings: object) -> None:
+            super().__init__(*args, **(settings | {"disable": True}))
+
+    return NoBar
 
 
 def _not_in_cache(config: EngineConfig, error: Exception) -> str:

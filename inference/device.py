@@ -43,15 +43,15 @@ def resolve_device(name: str) -> str:
     Raises:
         DeviceError: there is no such device here.
     """
+    kind, colon, index = name.partition(":")
     if name == "cpu":
         return name
+    if name != "auto" and (kind != "cuda" or (colon and not index.isdecimal())):
+        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:<number>")
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (":" in name and not index.isdecimal()):
-        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:<number>")
     if not torch.cuda.is_available():
         raise DeviceError(f"device {name!r}: no usable GPU here; use --device cpu")
     if int(index or 0) >= torch.cuda.device_count():
