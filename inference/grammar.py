@@ -41,8 +41,7 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
     "lenient": False,
 }
-_TOO_COMPLEX_STOPS = ("ParserTooComplex", "LexerTooComplex")
-# While it compiles, llguidance tells what is wrong in words only; these begin what is about size.
+# llguidance tells what is wrong in words only. These begin what is about size in compiling, ...
 _TOO_COMPLEX_WORDS = (
     "schema too large",
     "recursion limit exceeded",
@@ -51,7 +50,11 @@ _TOO_COMPLEX_WORDS = (
     "grammar size (number of symbols) too big",
     "too many expressions",
     "too many states",
+    "lexer error",
+    "Parser Error: Current row",
 )
+# ... and these tell a wrong token from a step that cost too much.
+_MISFIT_WORDS = "doesn't satisfy the grammar"
 
 
 class GrammarRefusedError(Exception):
@@ -72,8 +75,9 @@ class GrammarMatcher:
 
     @property
     def is_complete(self) -> bool:
-        """True when nothing but an end token may follow: the sequence is done."""
-        return self._only_end_is_left or self._matcher.is_stopped()
+        """True when nothing but an end token may follow: the sequence is done. False in error."""
+        is_done = self._only_end_is_left or self._matcher.is_stopped()
+        return is_done and not self._matcher.is_error()
 
     @property
     def error(self) -> RefusalCode | None:
@@ -83,9 +87,8 @@ class GrammarMatcher:
         """
         if not self._matcher.is_error():
             return None
-        if self._matcher.stop_reason() in _TOO_COMPLEX_STOPS:
-            return RefusalCode.GRAMMAR_TOO_COMPLEX
-        return RefusalCode.INTERNAL
+        is_misfit = _MISFIT_WORDS in self._matcher.get_error()
+        return RefusalCode.INTERNAL if is_misfit else RefusalCode.GRAMMAR_TOO_COMPLEX
 
     def accept(self, token_id: int) -> bool:
         """Move on by one token; False when it did not fit, and error is set."""
@@ -239,8 +242,7 @@ def _num_bytes(grammar: Grammar) -> int:
 
 
 def _refusal(result: TrialResult) -> RefusalCode | None:
-    is_too_complex = result.stop_reason in _TOO_COMPLEX_STOPS
-    if result.exhausted or is_too_complex or result.error.startswith(_TOO_COMPLEX_WORDS):
+    if result.exhausted or result.error.startswith(_TOO_COMPLEX_WORDS):
         return RefusalCode.GRAMMAR_TOO_COMPLEX
     return RefusalCode.GRAMMAR_INVALID if result.error else None
 

@@ -33,13 +33,12 @@ class TrialSetup(msgspec.Struct, frozen=True, kw_only=True):
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     """One line per grammar.
 
-    error, stop_reason: llguidance's words, for classifying only; no error, a good grammar.
+    error: llguidance's words, for classifying only; empty when the grammar is good.
     exhausted: the process died of the grammar: too slow or too large.
     memory_bytes: what holding it takes, about.
     """
 
     error: str = ""
-    stop_reason: str = ""
     exhausted: bool = False
     memory_bytes: int = 0
 
@@ -141,7 +140,6 @@ def _compile_in_fork(tokenizer: LLTokenizer, setup: TrialSetup, definition: str)
     _reply(
         TrialResult(
             error=matcher.get_error()[:MAX_ERROR_CHARACTERS],
-            stop_reason=matcher.stop_reason(),
             memory_bytes=grown * 1024,
         )
     )

@@ -196,6 +196,20 @@ def test_token_that_does_not_fit_is_an_error_and_leaves_end_tokens(
     assert sorted(EOS_TOKEN_IDS) == allowed_tokens(matcher)
 
 
+def test_step_that_costs_too_much_ends_in_error_not_in_completion(
+    compiler: GrammarCompiler,
+) -> None:
+    matcher = compiled(compiler, regex=".*a.{200}b.{200}c.{200}").matcher()
+    rng = random.Random(0)
+    for _ in range(5000):
+        matcher.accept(rng.choice([t for t in allowed_tokens(matcher) if t not in EOS_TOKEN_IDS]))
+        if matcher.error:
+            break
+
+    assert matcher.error is RefusalCode.GRAMMAR_TOO_COMPLEX
+    assert not matcher.is_complete
+
+
 def test_model_cannot_fill_its_answer_with_whitespace(compiler: GrammarCompiler) -> None:
     matcher = compiled(compiler, json_schema='{"type": "object"}').matcher()
     space = token("Ġ")
