@@ -60,6 +60,12 @@ test-gpu *args: setup
 serve *args: setup
     exec loupe serve {{ args }}
 
+# Write the list of settings into README.md and deploy/env.example.
+settings: setup
+    loupe settings --as env > deploy/env.example
+    loupe settings --as markdown | sed -i -e '/^<!-- settings -->$/,/^<!-- end of settings -->$/{//!d}' \
+        -e '/^<!-- settings -->$/r /dev/stdin' README.md
+
 # Measure speed; prints machine, versions, commit and command with every figure.
 bench *args: setup
     python -m tests.load {{ args }}
