@@ -1,95 +1,387 @@
-"""Folders that look like checkpoints: small configurations in both spellings, and empty weights."""
+"""A tiny random Qwen3-VL, dense and of experts, its `generate` as the oracle, and engines."""
 
-from collections.abc import Callable
-from pathlib import Path
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
-JsonFiles = dict[str, Any]
+from inference.blocks import BlockPool
+from inference.embeddings import EmbeddingCache
+from inference.engine import Engine
+from inference.model import Model, take_over
+from inference.patches import patchify
+from inference.protocol import (
+    Delta,
+    Generate,
+    Limits,
+    ModelFacts,
+    Refused,
+    SamplingParams,
+    Vision,
+)
+from inference.runner import Runner
+from inference.scheduler import Scheduler, SchedulerLimits
+from inference.sequence import Owner
+from inference.spans import VisualLayout
 
-VISION = {
-    "depth": 3,
+VOCAB_SIZE = 160
+IMAGE, VIDEO, VISION_START, VISION_END, EOS = 150, 151, 152, 153, 154
+FACTOR = 32
+ME = Owner(0)
+
+
+def _text_config(**more: object) -> dict[str, object]:
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True,
+        },
+        "initializer_range": 0.25,
+        **more,
+    }
+
+
+_VISION_CONFIG = {
+    "depth": 4,
     "hidden_size": 32,
-    "num_heads": 4,
     "intermediate_size": 48,
+    "num_heads": 2,
     "patch_size": 16,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
     "out_hidden_size": 64,
-    "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [0, 1],
-    "in_channels": 3,
+    "num_position_embeddings": 36,
+    "deepstack_visual_indexes": [0, 1, 3],
+    "initializer_range": 0.25,
 }
-TEXT = {
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "intermediate_size": 96,
-    "vocab_size": 320,
-    "max_position_embeddings": 4096,
-    "rope_parameters": {
-        "rope_theta": 5000000.0,
-        "rope_type": "default",
-        "mrope_section": [6, 5, 5],
-        "mrope_interleaved": True,
-    },
+_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+    "tie_word_embeddings": False,
 }
 
 
-def dense_files() -> JsonFiles:
-    """A complete small dense checkpoint's JSON, by file name, as transformers 5.x writes it."""
+def build_source(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of transformers' own class; the same weights at every call."""
+    torch.manual_seed(20)
+    if kind == "dense":
+        config = Qwen3VLConfig(text_config=_text_config(), vision_config=_VISION_CONFIG, **_IDS)
+        model = Qwen3VLForConditionalGeneration(config)
+    else:
+        text = _text_config(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32)
+        config = Qwen3VLMoeConfig(text_config=text, vision_config=_VISION_CONFIG, **_IDS)
+        model = Qwen3VLMoeForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Norm weights and expert tables start constant; random ones leave no error hidden.
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(1.0 + 0.1 * noise)
+            else:
+                parameter.copy_(noise * 0.7 / parameter[0].numel() ** 0.5)
+    return model.to(dtype).eval()
+
+
+FACTS = ModelFacts(
+    name="tiny",
+    path="",
+    model_type="qwen3_vl",
+    dtype="float32",
+    device="cpu",
+    num_parameters=0,
+    vocab_size=VOCAB_SIZE,
+    max_model_len=2048,
+    image_token_id=IMAGE,
+    video_token_id=VIDEO,
+    vision_start_token_id=VISION_START,
+    vision_end_token_id=VISION_END,
+    eos_token_ids=[EOS],
+    patch_size=16,
+    merge_size=2,
+    temporal_patch_size=2,
+    min_pixels=1024,
+    max_pixels=1 << 20,
+)
+
+
+class NoGrammars:
+    """For engines whose requests constrain nothing."""
+
+    def compile(self, grammar: object) -> Future[Any]:
+        raise AssertionError("this engine compiles no grammars")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of request: its prompt, and its pictures."""
+
+    prompt_token_ids: list[int]
+    visions: list[Vision]
+
+
+def picture(
+    rows: int, columns: int, seed: int, num_frames: int = 1, *, video: bool = False
+) -> Vision:
+    """Random pixels of rows x columns merged patches."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_frames, rows * FACTOR, columns * FACTOR, 3)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy().tobytes()
+    return Vision(
+        height=shape[1],
+        width=shape[2],
+        num_frames=num_frames,
+        video=video,
+        pixels=memoryview(pixels),
+        content_hash=hashlib.blake2b(pixels + bytes(shape[1] // FACTOR), digest_size=32).digest(),
+    )
+
+
+def text(count: int, seed: int) -> list[int]:
+    """Random ordinary tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 150, (count,), generator=generator).tolist()
+
+
+def placeholders(vision: Vision) -> list[int]:
+    """The tokens a prompt holds for it; a video's frames are parted by their times."""
+    per_frame = vision.height * vision.width // FACTOR**2
+    if not vision.video:
+        return [VISION_START, *[IMAGE] * per_frame, VISION_END]
+    frames = vision.num_frames // 2
+    return [
+        token
+        for frame in range(frames)
+        for token in (10 + frame, 20, VISION_START, *[VIDEO] * per_frame, VISION_END)
+    ]
+
+
+def case(*parts: list[int] | Vision) -> Case:
+    """Join text and pictures into a request."""
+    visions = [part for part in parts if isinstance(part, Vision)]
+    prompt = [t for p in parts for t in (placeholders(p) if isinstance(p, Vision) else p)]
+    return Case(prompt, visions)
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, Case]:
+    """Requests of every kind the engine batches; grids whose rope delta is not zero."""
     return {
-        "config.json": {
-            "model_type": "qwen3_vl",
-            "dtype": "bfloat16",
-            "tie_word_embeddings": True,
-            "image_token_id": 301,
-            "video_token_id": 302,
-            "vision_start_token_id": 303,
-            "vision_end_token_id": 304,
-            "text_config": {**TEXT, "eos_token_id": 300},
-            "vision_config": dict(VISION),
-        },
-        "generation_config.json": {
-            "do_sample": True,
-            "temperature": 0.7,
-            "top_p": 0.8,
-            "top_k": 20,
-            "eos_token_id": [305, 300],
-        },
-        "preprocessor_config.json": {
-            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-            "patch_size": 16,
-            "merge_size": 2,
-            "temporal_patch_size": 2,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-        "tokenizer.json": {},
+        "one token": case(text(1, 1)),
+        "text": case(text(37, 2)),
+        "one picture": case(text(5, 3), picture(3, 4, 1), text(9, 4)),
+        "three pictures": case(
+            text(2, 5), picture(2, 3, 2), text(3, 6), picture(4, 2, 3), picture(2, 2, 4), text(8, 7)
+        ),
+        "tall picture": case(picture(12, 1, 5), text(6, 8)),
+        "video": case(text(4, 9), picture(2, 3, 6, 6, video=True), text(5, 10)),
+        "picture and video": case(
+            picture(3, 3, 7), text(3, 11), picture(3, 2, 8, 4, video=True), text(4, 12)
+        ),
     }
 
 
-@pytest.fixture
-def checkpoint_files() -> JsonFiles:
-    """The JSON of a small dense checkpoint, free to be changed before it is written."""
-    return dense_files()
+def _features(model: Any, visions: Iterable[Vision]) -> tuple[Tensor, Tensor]:
+    """What transformers' processor would give for these pixels: patches and grids."""
+    patches, grids = [], []
+    for vision in visions:
+        pixels = torch.frombuffer(bytearray(vision.pixels), dtype=torch.uint8)
+        pixels = pixels.view(vision.num_frames, vision.height, vision.width, 3)
+        patches.append(patchify(pixels, patch_size=16, merge_size=2, temporal_patch_size=2))
+        grids.append([-(-vision.num_frames // 2), vision.height // 16, vision.width // 16])
+    return torch.cat(patches).to(model.dtype), torch.tensor(grids)
 
 
-@pytest.fixture
-def write_checkpoint(tmp_path: Path) -> Callable[[JsonFiles], Path]:
-    """Writes JSON files, a template and an empty weight file into one folder."""
+def model_inputs(model: Any, request: Case) -> dict[str, Tensor]:
+    """Keyword arguments of transformers' `generate` and `forward` for a request."""
+    ids = torch.tensor([request.prompt_token_ids])
+    # Without a mask, `generate` hides prompt tokens that equal the padding id.
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    images = [vision for vision in request.visions if not vision.video]
+    videos = [vision for vision in request.visions if vision.video]
+    if images:
+        inputs["pixel_values"], inputs["image_grid_thw"] = _features(model, images)
+    if videos:
+        inputs["pixel_values_videos"], inputs["video_grid_thw"] = _features(model, videos)
+    return inputs
 
-    def write(files: JsonFiles) -> Path:
-        folder = tmp_path / "small-model"
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).write_bytes(msgspec.json.encode(content))
-        (folder / "chat_template.jinja").write_text("{{ messages }}")
-        (folder / "model.safetensors").write_bytes(b"")
-        return folder
 
-    return write
+def oracle(model: Any, request: Case, num_tokens: int) -> list[int]:
+    """transformers' own greedy continuation."""
+    model.model.rope_deltas = None
+    inputs = model_inputs(model, request)
+    output = model.generate(
+        **inputs, do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0
+    )
+    return output[0, len(request.prompt_token_ids) :].tolist()
+
+
+@pytest.fixture(scope="session")
+def sources() -> dict[str, Any]:
+    """transformers' models, whole: the oracles."""
+    return {kind: build_source(kind) for kind in ("dense", "moe")}
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, Model]:
+    """The same weights taken over by our forwards."""
+    return {kind: take_over(build_source(kind)) for kind in ("dense", "moe")}
+
+
+@pytest.fixture(scope="session")
+def expected(sources: dict[str, Any], cases: dict[str, Case]) -> dict[str, dict[str, list[int]]]:
+    """The oracle's twenty tokens for every model and case."""
+    return {
+        kind: {name: oracle(source, request, 20) for name, request in cases.items()}
+        for kind, source in sources.items()
+    }
+
+
+def make_engine(
+    model: Model,
+    *,
+    num_blocks: int = 400,
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int = 512,
+    max_num_encoded_patches: int = 4096,
+    embedding_cache_bytes: int = 1 << 24,
+    max_queued_requests: int = 64,
+    block_size: int = 16,
+) -> Engine:
+    """An engine over a tiny model, with everything that bounds it in the test's hands."""
+    embeddings: EmbeddingCache[Tensor] = EmbeddingCache(embedding_cache_bytes)
+    scheduler = Scheduler(
+        SchedulerLimits(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_encoded_patches=max_num_encoded_patches,
+            block_size=block_size,
+            bytes_per_visual_token=model.bytes_per_visual_token,
+        ),
+        BlockPool(num_blocks),
+        embeddings,
+        VisualLayout.of(FACTS),
+    )
+    limits = Limits(
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_queued_requests=max_queued_requests,
+    )
+    runner = Runner(model, num_blocks=num_blocks, block_size=block_size, embeddings=embeddings)
+    return Engine(FACTS, limits, scheduler, runner, NoGrammars())
+
+
+def generate(
+    request: Case, request_id: str = "r", num_tokens: int = 20, **changes: Any
+) -> Generate:
+    """The wire message for a request: greedy, ends ignored, unless changed."""
+    sampling = changes.pop("sampling", SamplingParams(max_tokens=num_tokens, ignore_eos=True))
+    return Generate(
+        request_id=request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=sampling,
+        visions=request.visions,
+        **changes,
+    )
+
+
+class Answers:
+    """Collects what an engine says, and checks that each sequence ends exactly once."""
+
+    def __init__(self) -> None:
+        self.token_ids: dict[tuple[str, int], list[int]] = {}
+        self.deltas: dict[tuple[str, int], list[Delta]] = {}
+        self.refused: dict[str, Refused] = {}
+
+    def take(self, outputs: Iterable[tuple[Owner, Delta | Refused]]) -> None:
+        """Add one step's outputs."""
+        for _, message in outputs:
+            if isinstance(message, Refused):
+                assert message.request_id not in self.refused
+                self.refused[message.request_id] = message
+                continue
+            key = (message.request_id, message.index)
+            previous = self.deltas.setdefault(key, [])
+            assert not previous or previous[-1].finish is None
+            previous.append(message)
+            self.token_ids.setdefault(key, []).extend(message.token_ids)
+
+    def finish(self, request_id: str, index: int = 0) -> Any:
+        """How a sequence ended."""
+        return self.deltas[request_id, index][-1].finish
+
+
+def run(engine: Engine, answers: Answers | None = None, max_steps: int = 5000) -> Answers:
+    """Step until nothing is left to do; the engine then holds nothing."""
+    answers = answers or Answers()
+    for _ in range(max_steps):
+        if not engine.has_work:
+            break
+        answers.take(engine.step())
+        engine.scheduler.check_integrity()
+    assert not engine.has_work
+    assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
+    return answers
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The helpers above, as one fixture: test modules cannot import each other."""
+
+    make_engine: Callable[..., Engine]
+    generate: Callable[..., Generate]
+    run: Callable[..., Answers]
+    answers: type[Answers]
+    case: Callable[..., Case]
+    picture: Callable[..., Vision]
+    text: Callable[[int, int], list[int]]
+    build_source: Callable[..., Any]
+    model_inputs: Callable[[Any, Case], dict[str, Tensor]]
+    oracle: Callable[[Any, Case, int], list[int]]
+    facts: ModelFacts
+    owner: Owner
+
+
+@pytest.fixture(scope="session")
+def kit() -> Kit:
+    """Helpers to build, feed and drain engines."""
+    return Kit(
+        make_engine=make_engine,
+        generate=generate,
+        run=run,
+        answers=Answers,
+        case=case,
+        picture=picture,
+        text=text,
+        build_source=build_source,
+        model_inputs=model_inputs,
+        oracle=oracle,
+        facts=FACTS,
+        owner=ME,
+    )

@@ -1,0 +1,134 @@
+"""From a configuration to a warm engine: checkpoint, memory plan, parts, warm-up."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import torch
+from torch import Tensor
+
+from inference.architecture import read_architecture
+from inference.blocks import BlockPool
+from inference.checkpoint import model_facts, resolve_checkpoint
+from inference.config import EngineConfig
+from inference.device import MemoryWatch, device_memory, resolve_device
+from inference.embeddings import EmbeddingCache
+from inference.engine import Engine
+from inference.grammar import GrammarCompiler
+from inference.memory import plan_memory
+from inference.model import load_model
+from inference.protocol import Generate, Limits, ModelFacts, SamplingParams, Vision
+from inference.runner import Runner
+from inference.scheduler import Scheduler, SchedulerLimits
+from inference.sequence import Owner
+from inference.spans import VisualLayout
+
+# The warm-up's owner; workers are numbered from 0.
+_NOBODY = Owner(-1)
+
+
+def build_engine(
+    config: EngineConfig, progress: Callable[[str], None] = lambda stage: None
+) -> Engine:
+    """Make an engine that is ready to serve.
+
+    Raises:
+        CheckpointError, DeviceError, ModelTooLarge: starting again would fail the same way; the
+            message is for a person.
+    """
+    progress("reading the checkpoint")
+    path = resolve_checkpoint(config, progress)
+    architecture = read_architecture(path)
+    device = resolve_device(config.device)
+    spread = config.device_map is not None
+    plan = plan_memory(architecture, config, device_memory(device, spread=spread), device)
+    facts = msgspec.structs.replace(
+        model_facts(architecture, config, path), device=device, max_model_len=plan.max_model_len
+    )
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    progress("loading the weights")
+    model = load_model(
+        path,
+        dtype=getattr(torch, facts.dtype),
+        device=torch.device(device),
+        device_map=config.device_map,
+    )
+    embeddings: EmbeddingCache[Tensor] = EmbeddingCache(config.embedding_cache_bytes)
+    scheduler = Scheduler(
+        SchedulerLimits(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_encoded_patches=config.max_num_encoded_patches,
+            block_size=config.block_size,
+            bytes_per_visual_token=model.bytes_per_visual_token,
+        ),
+        BlockPool(plan.num_blocks),
+        embeddings,
+        VisualLayout.of(facts),
+    )
+    runner = Runner(
+        model, num_blocks=plan.num_blocks, block_size=config.block_size, embeddings=embeddings
+    )
+    watch = MemoryWatch(device)
+    engine = Engine(
+        facts,
+        Limits(
+            block_size=config.block_size,
+            num_blocks=plan.num_blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_queued_requests=config.max_queued_requests,
+        ),
+        scheduler,
+        runner,
+        GrammarCompiler(path / "tokenizer.json", facts.vocab_size, facts.eos_token_ids),
+        is_memory_short=watch.is_short,
+    )
+    progress("warming up")
+    warm_up(engine)
+    return engine
+
+
+def warm_up(engine: Engine) -> None:
+    """Answer a few requests of every kind, so that the first client pays for no first time.
+
+    Raises:
+        RuntimeError: the model cannot generate.
+    """
+    for batch in (1, 2, 8):
+        for number in range(min(batch, engine.limits.max_num_seqs)):
+            engine.add(_NOBODY, _trial_request(engine.model, f"warm-up-{number}", number))
+        give_up_time = time.monotonic() + 120
+        while engine.has_work:
+            for _, message in engine.step():
+                if not hasattr(message, "token_ids"):
+                    raise RuntimeError(f"the warm-up was refused: {message}")
+            if time.monotonic() > give_up_time:
+                raise RuntimeError("the warm-up does not end")
+    engine.scheduler.blocks.forget_all()
+    engine.scheduler.embeddings.clear()
+
+
+def _trial_request(model: ModelFacts, request_id: str, number: int) -> Generate:
+    side = model.patch_size * model.merge_size * 2
+    pixels = bytes([number]) * (side * side * 3)
+    visual = [model.image_token_id] * 4
+    return Generate(
+        request_id=request_id,
+        prompt_token_ids=[
+            model.vision_start_token_id,
+            *visual,
+            model.vision_end_token_id,
+            *range(number + 8),
+        ],
+        sampling=SamplingParams(max_tokens=4, ignore_eos=True),
+        visions=[
+            Vision(
+                height=side,
+                width=side,
+                pixels=memoryview(pixels),
+                content_hash=bytes([number]) * 32,
+            )
+        ],
+    )

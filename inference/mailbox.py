@@ -1,0 +1,174 @@
+"""The engine's end of the wire: a listener, and two threads for every connected web worker.
+
+A frame that is no message costs its sender the connection; a worker that stops reading loses it
+too, once its bounded queue is full. Either way the engine hears that the worker is gone.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from itertools import count
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from queue import Empty, Full, Queue, SimpleQueue
+from typing import NamedTuple, TypeAlias
+
+import structlog
+
+from inference.protocol import (
+    MAX_FRAME_BYTES,
+    EngineMessage,
+    FrameError,
+    Ready,
+    WorkerMessage,
+    decode_worker_message,
+    encode,
+)
+from inference.sequence import Owner
+
+# Frames a worker may be behind, about as many steps. Deltas are small: this bounds memory only.
+MAX_QUEUED_FRAMES = 4096
+
+_log = structlog.get_logger()
+
+
+class Gone(NamedTuple):
+    """This owner's connection ended; nothing more comes from it."""
+
+
+Letter: TypeAlias = tuple[Owner, WorkerMessage | Gone]
+
+
+class Mailbox:
+    """Collects what the workers send and delivers what the engine answers."""
+
+    def __init__(self, address: str, authkey: bytes) -> None:
+        """Listen on a Unix socket at `address`; only peers that know `authkey` are heard."""
+        self._listener = Listener(address, family="AF_UNIX", backlog=64)
+        self._authkey = authkey
+        self._inbox: SimpleQueue[Letter] = SimpleQueue()
+        self._peers: dict[Owner, _Peer] = {}
+        self._owners = count()
+        self._greeting: Ready | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept_all, name="acceptor", daemon=True).start()
+
+    def greet(self, ready: Ready) -> None:
+        """From now on the first message on every connection is this one."""
+        with self._lock:
+            self._greeting = ready
+            peers = list(self._peers.values())
+        for peer in peers:
+            peer.post(encode(ready))
+
+    def receive(self, timeout_seconds: float) -> list[Letter]:
+        """Everything that has arrived; waits for the first letter at most this long."""
+        letters: list[Letter] = []
+        with contextlib.suppress(Empty):
+            letters.append(
+                self._inbox.get(timeout=timeout_seconds)
+                if timeout_seconds > 0
+                else self._inbox.get_nowait()
+            )
+            while True:
+                letters.append(self._inbox.get_nowait())
+        return letters
+
+    def send(self, owner: Owner, message: EngineMessage) -> None:
+        """Deliver to one worker; one that is gone or does not read is not waited for."""
+        peer = self._peers.get(owner)
+        if peer is not None:
+            peer.post(encode(message))
+
+    def broadcast(self, message: EngineMessage) -> None:
+        """Deliver to every worker."""
+        frame = encode(message)
+        for peer in list(self._peers.values()):
+            peer.post(frame)
+
+    def close(self) -> None:
+        """Stop listening and hang up, once what was posted is written or a second has passed."""
+        self._listener.close()
+        for peer in list(self._peers.values()):
+            peer.finish()
+
+    def _accept_all(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(
+                target=self._serve, args=(connection,), name="reader", daemon=True
+            ).start()
+
+    def _serve(self, connection: Connection) -> None:
+        """One connection's life; the handshake is here so that a slow peer delays nobody."""
+        owner = Owner(next(self._owners))
+        try:
+            deliver_challenge(connection, self._authkey)
+            answer_challenge(connection, self._authkey)
+            self._join(owner, connection)
+            while True:
+                frame = connection.recv_bytes(MAX_FRAME_BYTES)
+                self._inbox.put((owner, decode_worker_message(frame)))
+        except (EOFError, OSError):
+            pass  # the worker went away
+        except FrameError as error:
+            _log.error("bad frame from a worker", owner=owner, kind=str(error))
+        except Exception as error:  # noqa: BLE001  (AuthenticationError and its kin are not worth telling apart)
+            _log.error("connection refused", kind=type(error).__name__)
+        finally:
+            self._leave(owner, connection)
+
+    def _join(self, owner: Owner, connection: Connection) -> None:
+        with self._lock:
+            peer = self._peers[owner] = _Peer(connection)
+            if self._greeting is not None:
+                peer.post(encode(self._greeting))
+
+    def _leave(self, owner: Owner, connection: Connection) -> None:
+        with self._lock:
+            peer = self._peers.pop(owner, None)
+        if peer is not None:
+            self._inbox.put((owner, Gone()))
+            peer.finish()
+        connection.close()
+
+
+class _Peer:
+    """One worker's outgoing frames and the thread that writes them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._frames: Queue[bytes | None] = Queue(MAX_QUEUED_FRAMES)
+        self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
+        self._writer.start()
+
+    def post(self, frame: bytes) -> None:
+        """Queue a frame; a full queue ends the connection, which the reader thread notices."""
+        try:
+            self._frames.put_nowait(frame)
+        except Full:
+            _log.error("a worker does not read; hanging up")
+            self._hang_up()
+
+    def finish(self) -> None:
+        """Write what is queued, for a second at most, then end the thread."""
+        with contextlib.suppress(Full):
+            self._frames.put_nowait(None)
+        self._writer.join(timeout=1.0)
+        self._hang_up()
+
+    def _write_all(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (frame := self._frames.get()) is not None:
+                self._connection.send_bytes(frame)
+
+    def _hang_up(self) -> None:
+        # Closing a descriptor another thread reads from is undefined; shutting it down wakes both.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self._connection.fileno())) as twin,
+        ):
+            twin.shutdown(socket.SHUT_RDWR)

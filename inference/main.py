@@ -1,0 +1,183 @@
+"""The inference process: its entry, its loop, and its end of the supervisor's control pipe.
+
+Light to import (the supervisor names the entry, and the web side never loads torch); the engine
+comes in only inside the child.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from inference.config import EngineConfig
+from inference.log import LogConfig, configure_logging
+from inference.protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    ChildMessage,
+    Generate,
+    Heartbeat,
+    Progress,
+    Ready,
+    RefusalCode,
+    Refused,
+    Started,
+    StartFailed,
+    decode_stop,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from inference.engine import Engine
+    from inference.mailbox import Letter, Mailbox
+    from inference.model_check import ModelCheck
+
+HEARTBEAT_SECONDS = 1.0
+# A grammar compiles on another thread; look for it this often while nothing else is to do.
+_POLL_SECONDS = 0.005
+
+
+def run_inference(
+    control: Connection, *, config: EngineConfig, address: str, authkey: bytes, logging: LogConfig
+) -> None:
+    """Serve web workers at `address` until told to stop; the spawned child's entry.
+
+    Returns when stopped or when the start failed for a reason that a restart would not mend; any
+    other fault ends the process with a traceback.
+    """
+    configure_logging(logging)
+    supervisor = _Supervisor(control)
+    with supervisor.beating():
+        # Heavy imports belong to the start that the supervisor can watch.
+        from inference.architecture import CheckpointError
+        from inference.build import build_engine
+        from inference.device import DeviceError
+        from inference.mailbox import Mailbox
+        from inference.memory import ModelTooLarge
+
+        mailbox = Mailbox(address, authkey)
+        try:
+            engine = build_engine(config, lambda stage: supervisor.tell(Progress(stage=stage)))
+        except (CheckpointError, DeviceError, ModelTooLarge) as error:
+            supervisor.tell(StartFailed(message=str(error)))
+            return
+    mailbox.greet(
+        Ready(
+            protocol_version=PROTOCOL_VERSION,
+            engine_id=uuid.uuid4().hex,
+            model=engine.model,
+            limits=engine.limits,
+        )
+    )
+    supervisor.tell(Started())
+    _serve(engine, mailbox, supervisor)
+    mailbox.close()
+
+
+def check_model(config: EngineConfig) -> "ModelCheck":
+    """Judge a configuration without loading weights; imports torch where a GPU must be asked."""
+    from inference import model_check
+
+    return model_check.check_model(config, lambda stage: None)
+
+
+def _serve(engine: "Engine", mailbox: "Mailbox", supervisor: "_Supervisor") -> None:
+    next_beat = 0.0
+    while not supervisor.stop_is_due(has_work=engine.has_work):
+        now = time.monotonic()
+        if now >= next_beat:
+            supervisor.tell(Heartbeat())
+            mailbox.broadcast(engine.stats())
+            next_beat = now + HEARTBEAT_SECONDS
+        for letter in mailbox.receive(_idle_seconds(engine)):
+            _read(letter, engine, mailbox, is_draining=supervisor.is_stopping)
+        if engine.has_work:
+            _deliver(engine, mailbox)
+
+
+def _idle_seconds(engine: "Engine") -> float:
+    if engine.scheduler.has_work or engine.has_outputs:
+        return 0.0
+    return _POLL_SECONDS if engine.has_work else HEARTBEAT_SECONDS / 4
+
+
+def _read(letter: "Letter", engine: "Engine", mailbox: "Mailbox", *, is_draining: bool) -> None:
+    owner, message = letter
+    match message:
+        case Generate() if is_draining:
+            refused = Refused(request_id=message.request_id, code=RefusalCode.DRAINING)
+            mailbox.send(owner, refused)
+        case Generate():
+            engine.add(owner, message)
+        case Cancel():
+            engine.cancel(owner, message.request_id)
+        case _:
+            engine.cancel_all(owner)
+
+
+def _deliver(engine: "Engine", mailbox: "Mailbox") -> None:
+    """Run a step; what it brought goes out as one frame per worker."""
+    from inference.protocol import Delta, Outputs
+    from inference.sequence import Owner
+
+    deltas: dict[Owner, list[Delta]] = {}
+    for owner, message in engine.step():
+        if isinstance(message, Delta):
+            deltas.setdefault(owner, []).append(message)
+        else:
+            mailbox.send(owner, message)
+    for owner, batch in deltas.items():
+        mailbox.send(owner, Outputs(deltas=batch))
+
+
+class _Supervisor:
+    """The control pipe: reports go up, an order to stop comes down, its end ends this process."""
+
+    def __init__(self, control: Connection) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+        self._deadline: float | None = None
+        threading.Thread(target=self._listen, name="control", daemon=True).start()
+
+    @property
+    def is_stopping(self) -> bool:
+        """The order to stop has come."""
+        return self._deadline is not None
+
+    def stop_is_due(self, *, has_work: bool) -> bool:
+        """Time to leave: told to stop, and either done or out of time."""
+        return self._deadline is not None and (not has_work or time.monotonic() >= self._deadline)
+
+    def tell(self, message: ChildMessage) -> None:
+        """Report; a supervisor that is gone is noticed by the listening thread."""
+        with self._lock, contextlib.suppress(OSError):
+            self._control.send_bytes(encode(message))
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat from a thread while the main one is busy with the start, which has its own limit."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_SECONDS):
+                self.tell(Heartbeat())
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _listen(self) -> None:
+        try:
+            order = decode_stop(self._control.recv_bytes())
+            self._deadline = time.monotonic() + order.drain_seconds
+            self._control.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(1)  # no supervisor, no service: nothing here may hold the GPU
