@@ -3,10 +3,13 @@
 ServiceError
 ├── ClientError            the request must change before it can succeed
 │   ├── RequestInvalid         400  malformed or out of bounds; `param` names the field
+│   │   ├── FieldInvalid            well-formed, but not this schema; 422 where the contract says so
 │   │   └── ContextLengthExceeded
 │   ├── ImageRefused           400  a picture that cannot be used
 │   ├── TooLarge               413  over a size budget
 │   ├── NotFound               404
+│   ├── MethodNotAllowed       405
+│   ├── BodyTimeout            408
 │   └── MediaTypeUnsupported   415
 └── ServerError            the same request may succeed later
     ├── Overloaded             503  with the seconds after which to try again
@@ -50,6 +53,10 @@ class RequestInvalid(ClientError):
     status = 400
 
 
+class FieldInvalid(RequestInvalid):
+    """Well-formed input that does not fit the schema: a wrong type, bound, name or combination."""
+
+
 class ContextLengthExceeded(RequestInvalid):
     """The prompt and the tokens asked for do not fit the model's context."""
 
@@ -79,6 +86,24 @@ class NotFound(ClientError):
 
     status = 404
     type = "not_found_error"
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, but not with this method."""
+
+    status = 405
+
+    def __init__(self) -> None:
+        super().__init__("method_not_allowed", "This path does not take that method.")
+
+
+class BodyTimeout(ClientError):
+    """The body did not arrive in time."""
+
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__("body_timeout", "The request body took too long to arrive.")
 
 
 class MediaTypeUnsupported(ClientError):

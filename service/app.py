@@ -1,0 +1,75 @@
+"""The Litestar application: routes, handlers of errors, lifespan. Wiring only."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from litestar import Litestar, Response
+from litestar.exceptions import HTTPException
+
+from service.chat import Chat, ConnectedEngine
+from service.config import Settings
+from service.error_reply import from_framework
+from service.errors import InternalError, ServiceError
+from service.media.pool import ImagePool
+from service.presence import ClientGone, Presence
+from service.request_log import RequestLog, record_of
+from service.routes.docs import docs_handlers
+from service.routes.health import HealthRoutes
+from service.routes.native import AnyRequest, NativeRoutes, render_error
+
+logger = structlog.get_logger()
+
+
+def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> Litestar:
+    """Make one worker's application.
+
+    engine, pool: entered and left by the caller, around the application's own life.
+    """
+    presence = Presence()
+    chat = Chat(engine, pool)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
+        async with presence, anyio.create_task_group() as tasks:
+            tasks.start_soon(chat.load)
+            yield
+            tasks.cancel_scope.cancel()
+
+    app = Litestar(
+        route_handlers=[
+            *NativeRoutes(chat, presence, settings).handlers(),
+            *HealthRoutes(chat).handlers(),
+            *docs_handlers(),
+        ],
+        exception_handlers={
+            ServiceError: render_error,
+            HTTPException: _refuse,
+            ClientGone: _leave,
+            Exception: _fail,
+        },
+        lifespan=[lifespan],
+        openapi_config=None,  # service.openapi
+        logging_config=None,
+    )
+    # Around the router, not a route's middleware: unknown paths get an id and a log line as well.
+    app.asgi_handler = RequestLog(app.asgi_handler)
+    return app
+
+
+def _refuse(request: AnyRequest, error: HTTPException) -> Response[bytes]:
+    response = render_error(request, from_framework(error))
+    for name, value in (error.headers or {}).items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _leave(request: AnyRequest, _: ClientGone) -> Response[None]:
+    record_of(request.scope).client_gone = True
+    return Response(None, status_code=499)
+
+
+def _fail(request: AnyRequest, error: Exception) -> Response[bytes]:
+    logger.error("Unhandled error", exc_info=error)
+    return render_error(request, InternalError())

@@ -1,0 +1,84 @@
+"""Reads a request's body under limits. Knows bytes and headers, not what they mean."""
+
+from collections.abc import Callable
+from email.message import Message
+from typing import NamedTuple
+
+from litestar.types import Receive, Scope
+
+from service.errors import MediaTypeUnsupported, RequestInvalid, TooLarge
+from service.presence import ClientGone
+
+Sink = Callable[[bytes], object]
+
+
+class MediaType(NamedTuple):
+    """A Content-Type header: the lower-case type without parameters, its charset and boundary."""
+
+    name: str
+    charset: str | None = None
+    boundary: str | None = None
+
+
+def media_type(scope: Scope) -> MediaType:
+    """Read the body's media type.
+
+    Raises:
+        MediaTypeUnsupported: the body is compressed; what it unpacks to has no bound.
+    """
+    content_type = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise MediaTypeUnsupported(
+                "content_encoding_unsupported", "Send the body without content encoding."
+            )
+    if content_type == b"application/json":
+        return MediaType("application/json")
+    message = Message()
+    message["content-type"] = content_type.decode("latin-1").replace("\r", "").replace("\n", "")
+    name = message.get_content_type() if content_type else ""
+    return MediaType(name, _parameter(message, "charset"), _parameter(message, "boundary"))
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) -> None:
+    """Hand the body to `sink`, chunk by chunk; how long it may take is the caller's to say.
+
+    Raises:
+        TooLarge: more than max_bytes, told from the header where there is one.
+        ClientGone: the connection closed first.
+    """
+    if _announced_bytes(scope) > max_bytes:
+        raise _body_too_large(max_bytes)
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        num_bytes += len(message["body"])
+        if num_bytes > max_bytes:
+            raise _body_too_large(max_bytes)
+        sink(message["body"])
+        if not message["more_body"]:
+            return
+
+
+def _announced_bytes(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            # The server has refused what is no number; a comma is two lengths that agree.
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _body_too_large(max_bytes: int) -> TooLarge:
+    return TooLarge("body_too_large", f"The body is larger than {max_bytes} bytes.")
+
+
+def _parameter(message: Message, name: str) -> str | None:
+    value = message.get_param(name)
+    if isinstance(value, tuple):
+        # RFC 2231 escapes: no client has a reason to write a charset or a boundary with them.
+        raise RequestInvalid("media_type_invalid", "The Content-Type header is malformed.")
+    return value

@@ -1,0 +1,276 @@
+"""From a canonical request to its answers: pictures, prompt, engine, text. Knows no dialect."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import NamedTuple, Protocol
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from inference.protocol import Generate, ModelFacts, SamplingParams, Stats, Vision
+from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, count_usage
+from service.conversation import Conversation
+from service.detokenizer import Vocabulary
+from service.errors import EngineUnavailable
+from service.media.decode import DecodedImage
+from service.media.pool import ImagePool
+from service.media.resize import ResizeBounds
+from service.prompt import Prompt, PromptBuilder
+from service.request_log import RequestRecord
+
+logger = structlog.get_logger()
+
+
+class ConnectedEngine(Engine, Protocol):
+    """What the web side needs of `EngineClient`: to generate, and to know how the engine is."""
+
+    @property
+    def model(self) -> ModelFacts | None:
+        """The loaded checkpoint; None until an engine was ready once."""
+        ...
+
+    @property
+    def stats(self) -> Stats | None:
+        """The engine's latest figures."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Wait until an engine is warm and connected."""
+        ...
+
+
+class _Checkpoint(NamedTuple):
+    """The web side's half of the loaded model."""
+
+    model: ModelFacts
+    prompts: PromptBuilder
+    vocabulary: Vocabulary
+    bounds: ResizeBounds
+
+
+class Chat:
+    """Answers conversations; one per worker.
+
+    engine: shown to health and metrics as well.
+    """
+
+    def __init__(self, engine: ConnectedEngine, pool: ImagePool) -> None:
+        self.engine = engine
+        self._pool = pool
+        self._checkpoint: _Checkpoint | None = None
+        self._loading = anyio.Lock()
+        self._ids_in_flight: set[str] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a request would be answered now."""
+        return self._checkpoint is not None and self.engine.is_ready
+
+    @property
+    def was_ready(self) -> bool:
+        """Tell whether there was a time when requests were answered."""
+        return self._checkpoint is not None
+
+    async def load(self) -> None:
+        """Wait for the engine, then load the tokenizer, so that no request waits for it."""
+        try:
+            await self.engine.wait_ready()
+            await self._current_checkpoint()
+        except Exception:
+            logger.exception("The checkpoint's text side cannot be loaded")
+
+    def begin(
+        self, conversation: Conversation, record: RequestRecord, *, default_max_tokens: bool = False
+    ) -> "Exchange":
+        """Make one request's exchange; nothing happens before its answers are asked for.
+
+        record: gets the facts for the request's log line.
+        default_max_tokens: the client named no limit, so the one in the conversation gives way to
+            the room in the model's context.
+        """
+        return Exchange(self, conversation, record, default_max_tokens=default_max_tokens)
+
+    async def prepare(self, conversation: Conversation, record: RequestRecord) -> "Prepared":
+        """Decode the pictures and build the prompt.
+
+        Raises:
+            ServiceError: a picture or the prompt cannot be used, or there is no engine yet.
+        """
+        checkpoint = await self._current_checkpoint()
+        images = conversation.images
+        started_at = time.perf_counter()
+        decoded = await self._pool.decode_all(images, checkpoint.bounds) if images else []
+        decoded_at = time.perf_counter()
+        prompt = await checkpoint.prompts.build_async(conversation.messages, decoded)
+        if images:
+            record.facts["num_images"] = len(images)
+            record.facts["image_decode_ms"] = _milliseconds(decoded_at - started_at)
+        record.facts["prompt_ms"] = _milliseconds(time.perf_counter() - decoded_at)
+        return Prepared(prompt, [_vision(image) for image in decoded], checkpoint.vocabulary)
+
+    def take_id(self, request_id: str) -> str:
+        """Make the engine's id of a request: the client's own, unless that is in flight."""
+        if request_id in self._ids_in_flight:
+            request_id = f"{request_id}-{uuid4().hex}"
+        self._ids_in_flight.add(request_id)
+        return request_id
+
+    def give_back_id(self, request_id: str) -> None:
+        """End whatever the engine still does for an id, and free the id."""
+        self.engine.cancel(request_id)
+        self._ids_in_flight.discard(request_id)
+
+    async def _current_checkpoint(self) -> _Checkpoint:
+        model = self.engine.model
+        if model is None:
+            raise EngineUnavailable("engine_starting", "The engine is starting.")
+        checkpoint = self._checkpoint
+        if checkpoint is not None and checkpoint.model is model:
+            return checkpoint
+        async with self._loading:
+            if self._checkpoint is None or self._checkpoint.model != model:
+                self._checkpoint = await anyio.to_thread.run_sync(_load_checkpoint, model)
+            else:
+                self._checkpoint = self._checkpoint._replace(model=model)
+            return self._checkpoint
+
+
+class Prepared(NamedTuple):
+    """A request as the engine will get it."""
+
+    prompt: Prompt
+    visions: list[Vision]
+    vocabulary: Vocabulary
+
+
+class Exchange:
+    """One request on its way through; the figures are complete once the answers are.
+
+    inference_seconds: from handing the request to the engine to the last token.
+    finishes: of the answers that have ended, by their index.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        conversation: Conversation,
+        record: RequestRecord,
+        *,
+        default_max_tokens: bool,
+    ) -> None:
+        self._chat = chat
+        self._conversation = conversation
+        self._record = record
+        self._default_max_tokens = default_max_tokens
+        self._prompt: Prompt | None = None
+        self.inference_seconds = 0.0
+        self.finishes: dict[int, AnswerFinish] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """Count the tokens of the finished request."""
+        if self._prompt is None:
+            raise RuntimeError("Usage is known once the prompt is built.")
+        return count_usage(self._prompt, list(self.finishes.values()))
+
+    async def deltas(self) -> AsyncGenerator[AnswerDelta, None]:
+        """Do the work and give the answers as they grow.
+
+        Closing this early, by whatever way, ends the request in the engine at once.
+
+        Raises:
+            ServiceError: there is no answer, or no rest of it.
+        """
+        prompt, visions, vocabulary = await self._chat.prepare(self._conversation, self._record)
+        self._prompt = prompt
+        sampling = self._sampling(prompt)
+        request_id = self._chat.take_id(self._record.request_id)
+        started_at = time.perf_counter()
+        try:
+            request = Generate(
+                request_id=request_id,
+                prompt_token_ids=prompt.token_ids,
+                sampling=sampling,
+                visions=visions,
+                num_sequences=self._conversation.num_answers,
+            )
+            growing = answer(self._chat.engine, request, self._conversation.stop, vocabulary)
+            async with aclosing(growing):
+                async for delta in growing:
+                    if "first_token_ms" not in self._record.facts:
+                        self._note_first_token(started_at)
+                    if delta.finish is not None:
+                        self.finishes[delta.index] = delta.finish
+                    yield delta
+        finally:
+            self._chat.give_back_id(request_id)
+            self.inference_seconds = time.perf_counter() - started_at
+            self._note_facts()
+
+    async def texts(self) -> list[str]:
+        """Do the work and give every answer whole, in the order of their indexes."""
+        pieces: list[list[str]] = [[] for _ in range(self._conversation.num_answers)]
+        async with aclosing(self.deltas()) as deltas:
+            async for delta in deltas:
+                pieces[delta.index].append(delta.text)
+        return ["".join(answer_pieces) for answer_pieces in pieces]
+
+    def _sampling(self, prompt: Prompt) -> SamplingParams:
+        sampling = self._conversation.sampling
+        if not self._default_max_tokens:
+            prompt.require_room(sampling.max_tokens)
+            return sampling
+        max_tokens = min(sampling.max_tokens, prompt.max_output_tokens)
+        return msgspec.structs.replace(sampling, max_tokens=max_tokens)
+
+    def _note_first_token(self, started_at: float) -> None:
+        self._record.facts["first_token_ms"] = _milliseconds(time.perf_counter() - started_at)
+
+    def _note_facts(self) -> None:
+        usage, facts = self.usage, self._record.facts
+        facts["text_tokens"] = usage.num_text_tokens
+        facts["image_tokens"] = usage.num_image_tokens
+        facts["cached_tokens"] = usage.num_cached_tokens
+        facts["output_tokens"] = usage.num_output_tokens
+        facts["inference_ms"] = _milliseconds(self.inference_seconds)
+        if (first := self.finishes.get(0)) is None:
+            return
+        facts["finish_reason"] = str(first.reason)
+        if first.engine is not None:
+            timings = first.engine.timings
+            facts["queue_ms"] = _milliseconds(timings.queue_seconds)
+            facts["vision_ms"] = _milliseconds(timings.vision_seconds)
+            facts["prefill_ms"] = _milliseconds(timings.prefill_seconds)
+            facts["decode_ms"] = _milliseconds(timings.decode_seconds)
+
+
+def _load_checkpoint(model: ModelFacts) -> _Checkpoint:
+    prompts = PromptBuilder(model)
+    bounds = ResizeBounds(
+        factor=model.patch_size * model.merge_size,
+        min_pixels=model.min_pixels,
+        max_pixels=model.max_pixels,
+    )
+    return _Checkpoint(model, prompts, Vocabulary(prompts.tokenizer), bounds)
+
+
+def _vision(image: DecodedImage) -> Vision:
+    return Vision(
+        height=image.height,
+        width=image.width,
+        pixels=memoryview(image.pixels),
+        content_hash=image.content_hash,
+    )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 2)

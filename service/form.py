@@ -1,0 +1,145 @@
+"""Reads HTML forms: multipart/form-data as it arrives, and application/x-www-form-urlencoded.
+
+File names and part headers beyond the field's name are ignored: nothing is stored under them.
+"""
+
+from typing import NoReturn
+from urllib.parse import parse_qsl
+
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+)
+
+from service.body import MediaType
+from service.errors import FieldInvalid, RequestInvalid, TooLarge
+
+_MAX_PARTS = 256
+_MAX_HEADERS_PER_PART = 16
+_MAX_HEADER_BYTES = 32 * 1024  # long file names are legal, and ignored
+_MAX_TEXT_FIELDS = 256
+
+
+class Form:
+    """What a form held, in order of arrival.
+
+    fields: the values of every text field. files: the contents of every file field.
+    """
+
+    def __init__(self) -> None:
+        self.fields: dict[str, list[str]] = {}
+        self.files: dict[str, list[bytes]] = {}
+
+    def value(self, name: str) -> str | None:
+        """Return the one value of a text field; a blank input of a page counts as absent.
+
+        Raises:
+            FieldInvalid: the field was sent more than once.
+        """
+        values = self.values(name)
+        if len(values) > 1:
+            raise FieldInvalid("field_repeated", "Send this field only once.", param=name)
+        return values[0] if values else None
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of a text field that are not blank."""
+        return [value for value in self.fields.get(name, []) if value]
+
+
+class MultipartReader:
+    """Parses multipart/form-data chunk by chunk.
+
+    Every fault is RequestInvalid `multipart_invalid`; too many parts or part headers are TooLarge.
+    """
+
+    def __init__(self, media_type: MediaType) -> None:
+        self._form = Form()
+        self._segment: MultipartSegment | None = None
+        self._content = bytearray()
+        try:
+            self._parser = PushMultipartParser(
+                media_type.boundary or "",
+                max_header_size=_MAX_HEADER_BYTES,
+                max_header_count=_MAX_HEADERS_PER_PART,
+                max_segment_count=_MAX_PARTS,
+            )
+        except (MultipartError, UnicodeError) as error:
+            _refuse(error)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        if not chunk:
+            return  # the parser would take it for the end
+        try:
+            for event in self._parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    self._segment = event
+                elif event is None:
+                    self._end_part()
+                else:
+                    self._content += event
+        except MultipartError as error:
+            _refuse(error)
+
+    def finish(self) -> Form:
+        """Return the form once the whole body was fed."""
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            _refuse(error)
+        return self._form
+
+    def _end_part(self) -> None:
+        segment, content = self._segment, bytes(self._content)
+        self._content.clear()
+        if segment is None or not segment.name:
+            raise _multipart_invalid()
+        if segment.filename is None:
+            self._form.fields.setdefault(segment.name, []).append(_text(content))
+        elif segment.filename:
+            self._form.files.setdefault(segment.name, []).append(content)
+        elif content:
+            raise _multipart_invalid()
+        # A file input that nobody touched has neither a name nor content: it is absent.
+
+
+def read_urlencoded(body: bytes | bytearray) -> Form:
+    """Read application/x-www-form-urlencoded.
+
+    Raises:
+        RequestInvalid: not such a form.
+    """
+    form = Form()
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=_MAX_TEXT_FIELDS,
+        )
+    except ValueError:
+        raise RequestInvalid("form_invalid", "The body is not a valid form in UTF-8.") from None
+    for name, value in pairs:
+        form.fields.setdefault(name, []).append(value)
+    return form
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _multipart_invalid() from None
+
+
+def _refuse(error: Exception) -> NoReturn:
+    if isinstance(error, ParserLimitReached):
+        raise TooLarge(
+            "multipart_too_many_parts", "The form has too many parts, or a part too many headers."
+        ) from None
+    raise _multipart_invalid() from None
+
+
+def _multipart_invalid() -> RequestInvalid:
+    return RequestInvalid("multipart_invalid", "The body is not valid multipart/form-data.")

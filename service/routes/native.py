@@ -1,0 +1,154 @@
+"""The native dialect: `POST /v1/chat` and `POST /v1/chat/stream`, JSON or an HTML form.
+
+Its contract is older than this service and stays as it is: the status of every fault, the shape of
+every reply. What it has no word for is added under OpenAI's names.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import anyio
+import msgspec
+from litestar import Request, Response, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+
+from service.chat import Chat, Exchange
+from service.config import Settings
+from service.error_reply import reply_headers
+from service.errors import FieldInvalid, ServiceError
+from service.event_stream import EventStream
+from service.presence import Presence
+from service.request_log import RequestRecord, record_of
+from service.routes.native_input import read_question
+from service.routes.native_schema import (
+    ChatReply,
+    ChatUsage,
+    ChunkEvent,
+    DoneEvent,
+    ErrorEvent,
+    ErrorReply,
+)
+
+AnyRequest: TypeAlias = Request[Any, Any, Any]
+
+_UNPROCESSABLE = 422
+_GIB = 1024**3
+
+_encoder = msgspec.json.Encoder()
+
+
+class NativeRoutes:
+    """The dialect's handlers, bound to what they need."""
+
+    def __init__(self, chat: Chat, presence: Presence, settings: Settings) -> None:
+        self._chat = chat
+        self._presence = presence
+        self._settings = settings
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        """Make the handlers to register."""
+        return [
+            post("/v1/chat", status_code=200)(self.answer),
+            post("/v1/chat/stream", status_code=200)(self.stream),
+        ]
+
+    async def answer(self, request: AnyRequest) -> ASGIResponse:
+        """Answer in one piece."""
+        record = record_of(request.scope)
+        with self._presence.attend(request.receive, self._deadline()) as attendance:
+            exchange = await self._begin(request, record)
+            attendance.watch()
+            texts = await exchange.texts()
+        reply = ChatReply(
+            result=texts[0],
+            usage=self._usage(exchange),
+            finish_reason=str(exchange.finishes[0].reason),
+            request_id=record.request_id,
+        )
+        return ASGIResponse(body=_encoder.encode(reply), media_type="application/json")
+
+    async def stream(self, request: AnyRequest) -> ASGIApp:
+        """Answer piece by piece."""
+        record = record_of(request.scope)
+        deadline = self._deadline()
+        with self._presence.attend(request.receive, deadline):
+            exchange = await self._begin(request, record)
+
+        def render_error(error: ServiceError) -> bytes:
+            return _event(
+                ErrorEvent(error=error.message, code=error.code, request_id=record.request_id)
+            )
+
+        return EventStream(
+            self._events(exchange, record),
+            render_error,
+            presence=self._presence,
+            deadline=deadline,
+            record=record,
+        )
+
+    async def _events(
+        self, exchange: Exchange, record: RequestRecord
+    ) -> AsyncGenerator[bytes, None]:
+        async with aclosing(exchange.deltas()) as deltas:
+            async for delta in deltas:
+                if delta.text:
+                    yield _event(ChunkEvent(chunk=delta.text))
+        yield _event(
+            DoneEvent(
+                usage=self._usage(exchange),
+                finish_reason=str(exchange.finishes[0].reason),
+                request_id=record.request_id,
+            )
+        )
+
+    def _deadline(self) -> float:
+        return anyio.current_time() + self._settings.request_timeout_seconds
+
+    async def _begin(self, request: AnyRequest, record: RequestRecord) -> Exchange:
+        settings = self._settings
+        question = await read_question(
+            request.scope, request.receive, settings.max_body_bytes, settings.media
+        )
+        return self._chat.begin(
+            question.conversation, record, default_max_tokens=question.default_max_tokens
+        )
+
+    def _usage(self, exchange: Exchange) -> ChatUsage:
+        usage, stats = exchange.usage, self._chat.engine.stats
+        return ChatUsage(
+            input_tokens=usage.num_prompt_tokens,
+            output_tokens=usage.num_output_tokens,
+            text_tokens=usage.num_text_tokens,
+            image_tokens=usage.num_image_tokens,
+            cached_tokens=usage.num_cached_tokens,
+            inference_time_ms=round(exchange.inference_seconds * 1e3, 2),
+            gpu_memory_used_gb=gigabytes(stats.gpu_memory_used_bytes if stats else 0),
+        )
+
+
+def render_error(request: AnyRequest, error: ServiceError) -> Response[bytes]:
+    """Render any error in the dialect's shape; what does not fit the schema is 422 here."""
+    record = record_of(request.scope)
+    record.note_error(error)
+    reply = ErrorReply(
+        message=error.message, code=error.code, param=error.param, request_id=record.request_id
+    )
+    return Response(
+        _encoder.encode(reply),
+        status_code=_UNPROCESSABLE if isinstance(error, FieldInvalid) else error.status,
+        headers=reply_headers(error),
+        media_type="application/json",
+    )
+
+
+def gigabytes(num_bytes: int) -> float:
+    """Convert to the GiB that the contract's `_gb` fields count in."""
+    return round(num_bytes / _GIB, 3)
+
+
+def _event(event: ChunkEvent | DoneEvent | ErrorEvent) -> bytes:
+    return b"data: " + _encoder.encode(event) + b"\n\n"

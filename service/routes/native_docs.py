@@ -1,0 +1,107 @@
+"""What the API document says of the native dialect's and the health paths."""
+
+from service.openapi import Content, Operation, Reply, Schema, schema_of_fields
+from service.routes.health import Health, Probe
+from service.routes.native_schema import (
+    ChatReply,
+    ChatRequest,
+    ChunkEvent,
+    DoneEvent,
+    ErrorEvent,
+    ErrorReply,
+)
+
+_ERROR = (Content("application/json", ErrorReply),)
+_JSON_OR_FORM = (
+    "The body is JSON, or a form with the same fields as text and one or several files in "
+    "`image`; several files are several images, in order. File names and declared types are "
+    "ignored. Blank form fields count as absent. A form may leave `input_type` out: it follows "
+    "from what else is there. Of a JSON key given twice the last counts."
+)
+_ERRORS = {
+    400: Reply("The body cannot be read, or the image cannot be used.", _ERROR),
+    408: Reply("The body did not arrive in time.", _ERROR),
+    413: Reply("The body, an image or all images together are too large.", _ERROR),
+    415: Reply("The body's media type or encoding is not taken.", _ERROR),
+    422: Reply("A field is missing, unknown, of the wrong type or out of bounds.", _ERROR),
+    500: Reply("The service failed.", _ERROR),
+    503: Reply("At capacity, starting, restarting, or out of device memory.", _ERROR),
+    504: Reply("The request took longer than its deadline.", _ERROR),
+}
+
+
+def _form_schema(*, with_files: bool) -> Schema:
+    fields = schema_of_fields(ChatRequest)
+    properties = dict(fields["properties"])
+    input_type = dict(properties["input_type"])
+    input_type.pop("default")
+    properties["input_type"] = input_type
+    if with_files:
+        properties["image"] = {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "Image files.",
+        }
+    return fields | {"title": "ChatForm", "properties": properties}
+
+
+_BODY = (
+    Content("application/json", ChatRequest),
+    Content("multipart/form-data", _form_schema(with_files=True)),
+    Content("application/x-www-form-urlencoded", _form_schema(with_files=False)),
+)
+_HEALTH = (Content("application/json", Health),)
+_PROBE = (Content("application/json", Probe),)
+
+NATIVE_OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/chat",
+        summary="Ask about images, or just ask",
+        description=_JSON_OR_FORM,
+        body=_BODY,
+        replies={200: Reply("The answer.", (Content("application/json", ChatReply),))} | _ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/chat/stream",
+        summary="The same, piece by piece",
+        description=_JSON_OR_FORM
+        + "\n\nThe reply is a stream of server-sent events, each one line `data: {…}`: any number "
+        'of `{"chunk": …, "done": false}`, then exactly one with `"done": true`: usage and finish '
+        "reason, or an error. Lines that begin with `:` keep the connection open. An error before "
+        "the first event is an ordinary reply with its own status.",
+        body=_BODY,
+        replies={
+            200: Reply(
+                "The events.", (Content("text/event-stream", (ChunkEvent, DoneEvent, ErrorEvent)),)
+            )
+        }
+        | _ERRORS,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/health",
+        summary="How this worker is",
+        description="503 says that no request would be answered now: `loading` until the engine "
+        "was ready once, `unavailable` when it was lost; the body has the same shape.",
+        replies={200: Reply("Ready.", _HEALTH), 503: Reply("Not ready.", _HEALTH)},
+        tag="health",
+    ),
+    Operation(
+        method="GET",
+        path="/health/live",
+        summary="Liveness",
+        description="Answers as long as the worker's event loop turns.",
+        replies={200: Reply("Alive.", _PROBE)},
+        tag="health",
+    ),
+    Operation(
+        method="GET",
+        path="/health/ready",
+        summary="Readiness",
+        description="Says whether to send requests here.",
+        replies={200: Reply("Ready.", _PROBE), 503: Reply("Not ready.", _PROBE)},
+        tag="health",
+    ),
+)
