@@ -1,0 +1,195 @@
+"""From a conversation to the token ids the engine sees.
+
+Only the chat template makes special tokens: a client's text that spells one stays text. Everything
+else is tokenised as transformers' `apply_chat_template` does it, merges across the seams between
+template and client text included. Knows nothing of pixels, only of pictures' sizes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from anyio import to_thread
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+
+from inference.protocol import ModelFacts
+from service.chat_template import Fields, Segments, read_chat_template
+from service.conversation import ImagePart, Message, TextPart
+from service.errors import ContextLengthExceeded, RequestInvalid
+
+# Measured on one slow core: 2,000 characters of English take 0.6 ms, of Chinese 0.9 ms. Longer
+# texts would hold the event loop for more than the millisecond it can spare.
+MAX_CHARACTERS_ON_LOOP = 2000
+
+
+class Picture(Protocol):
+    """All that a prompt depends on of a picture: its size after resizing.
+
+    Both are multiples of patch_size x merge_size.
+    """
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        ...
+
+
+class Prompt(NamedTuple):
+    """What the engine is to continue.
+
+    token_ids: special tokens included, every picture's placeholder expanded.
+    num_text_tokens: the rest of token_ids, template included.
+    max_output_tokens: room left in the context, at least 1. A dialect whose token limit is only a
+        default clamps it to this; one whose client named a limit refuses a larger one with
+        `require_room`.
+    """
+
+    token_ids: list[int]
+    num_text_tokens: int
+    num_image_tokens: int
+    max_output_tokens: int
+
+    def require_room(self, num_tokens: int) -> None:
+        """Refuse a request for more output tokens than the context has room for.
+
+        Raises:
+            ContextLengthExceeded: with both numbers.
+        """
+        if num_tokens > self.max_output_tokens:
+            raise ContextLengthExceeded(
+                needed=len(self.token_ids) + num_tokens,
+                allowed=len(self.token_ids) + self.max_output_tokens,
+            )
+
+
+class PromptBuilder:
+    """Builds prompts for one checkpoint; safe to share between threads."""
+
+    def __init__(self, model: ModelFacts) -> None:
+        """Load the tokenizer and the chat template from `model.path`.
+
+        Raises:
+            ValueError: no template, or one whose special tokens cannot be told from text.
+        """
+        checkpoint = Path(model.path)
+        self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        # "Encode" them as the plain text they are: the template's own never reach the tokenizer.
+        self.tokenizer.encode_special_tokens = True
+        self._model = model
+        self._template = read_chat_template(
+            checkpoint,
+            special_tokens={
+                token.content: token_id
+                for token_id, token in self.tokenizer.get_added_tokens_decoder().items()
+                if token.special
+            },
+        )
+
+    async def build_async(
+        self,
+        messages: Sequence[Message],
+        pictures: Sequence[Picture],
+        tools: Sequence[Fields] | None = None,
+    ) -> Prompt:
+        """Do as `build`, in a thread when the text is longer than MAX_CHARACTERS_ON_LOOP."""
+        if _num_characters(messages) + len(str(tools or "")) <= MAX_CHARACTERS_ON_LOOP:
+            return self.build(messages, pictures, tools)
+        return await to_thread.run_sync(self.build, messages, pictures, tools)
+
+    def build(
+        self,
+        messages: Sequence[Message],
+        pictures: Sequence[Picture],
+        tools: Sequence[Fields] | None = None,
+    ) -> Prompt:
+        """Render, tokenise and expand.
+
+        pictures: of every ImagePart, in prompt order.
+        tools: function schemas for the template, in the form transformers takes.
+
+        Raises:
+            RequestInvalid: the template cannot hold these messages, or a text is not Unicode.
+            ContextLengthExceeded: the prompt leaves no room for an answer.
+        """
+        segments = self._render(messages, tools)
+        if segments[1::2].count(self._model.image_token_id) != len(pictures):
+            raise RequestInvalid(
+                "messages_invalid",
+                "This model takes no picture in a message of that role.",
+                param="messages",
+            )
+        image_token_counts = [self._num_image_tokens(picture) for picture in pictures]
+        token_ids = self._tokenise(segments, image_token_counts)
+        room = self._model.max_model_len - len(token_ids)
+        if room < 1:
+            raise ContextLengthExceeded(
+                needed=len(token_ids) + 1, allowed=self._model.max_model_len
+            )
+        num_image_tokens = sum(image_token_counts)
+        return Prompt(token_ids, len(token_ids) - num_image_tokens, num_image_tokens, room)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Fields] | None) -> Segments:
+        fields = [{"role": str(message.role), "content": _content(message)} for message in messages]
+        try:
+            return self._template.render(fields, tools)
+        except TemplateError as error:
+            raise RequestInvalid(
+                "messages_invalid",
+                "The model's chat template does not take these messages.",
+                param="messages",
+            ) from error
+
+    def _tokenise(self, segments: Segments, image_token_counts: list[int]) -> list[int]:
+        texts = [segment for segment in segments if isinstance(segment, str)]
+        try:
+            # Unlike `encode`, this releases the interpreter for the other threads.
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise RequestInvalid("text_invalid", "A text is not valid Unicode.") from error
+        counts = iter(image_token_counts)
+        token_ids: list[int] = encodings[0].ids
+        for special_id, encoding in zip(segments[1::2], encodings[1:], strict=True):
+            is_image = special_id == self._model.image_token_id
+            token_ids.extend([int(special_id)] * (next(counts) if is_image else 1))
+            token_ids.extend(encoding.ids)
+        return token_ids
+
+    def _num_image_tokens(self, picture: Picture) -> int:
+        side = self._model.patch_size * self._model.merge_size
+        return (picture.height // side) * (picture.width // side)
+
+
+def _content(message: Message) -> str | list[Fields]:
+    """Write a message's parts as templates expect them; plain text as a plain string."""
+    match message.parts:
+        case ():
+            return ""
+        case (TextPart(text),):
+            return text
+        case parts:
+            return [_item(part) for part in parts]
+
+
+def _item(part: TextPart | ImagePart) -> Fields:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case ImagePart():
+            return {"type": "image"}
+
+
+def _num_characters(messages: Sequence[Message]) -> int:
+    return sum(
+        len(part.text)
+        for message in messages
+        for part in message.parts
+        if isinstance(part, TextPart)
+    )

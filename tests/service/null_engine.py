@@ -1,0 +1,257 @@
+"""A scripted engine on the real wire, run as a program: no model, any answer, any fault.
+
+Usage: null_engine.py ADDRESS CHECKPOINT SCRIPT LIFE, with SCRIPT in JSON and the key of the wire in
+NULL_ENGINE_KEY as hexadecimal. It prints one line when it listens.
+
+A request's own script may come as JSON in its `tenant`; it replaces the program's. Token k of
+sequence i is token_ids[(k + i) % len(token_ids)], whatever was lost in between.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from threading import Thread
+from typing import Literal
+
+import msgspec
+
+from inference.protocol import (
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Cancel,
+    Delta,
+    Finish,
+    FinishReason,
+    Generate,
+    Limits,
+    ModelFacts,
+    Outputs,
+    Ready,
+    RefusalCode,
+    Refused,
+    Stats,
+    Timings,
+    TokenLogprob,
+    decode_worker_message,
+    encode,
+)
+
+Fault = Literal["none", "die", "garbage", "hang_up", "stall", "violate", "refuse"]
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a request is answered.
+
+    num_tokens: of each sequence; None is max_tokens. tokens_per_delta: 0 is all at once.
+    fault: happens when a sequence has fault_after tokens, in the engine's first fault_lives lives.
+    start_seconds: before the engine is ready.
+    """
+
+    token_ids: tuple[int, ...] = (65, 66, 67, 68, 69, 70, 71)
+    num_tokens: int | None = None
+    tokens_per_delta: int = 1
+    step_seconds: float = 0.0
+    start_seconds: float = 0.0
+    fault: Fault = "none"
+    fault_after: int = 0
+    fault_lives: int = 1
+    refusal: RefusalCode = RefusalCode.OVERLOADED
+
+
+class Sequence:
+    """One sequence as it is told."""
+
+    def __init__(self, index: int, prefix: list[int], script: Script, max_tokens: int) -> None:
+        self.index = index
+        self.num_told = len(prefix)
+        self.length = min(script.num_tokens or max_tokens, max_tokens)
+        self.reason = FinishReason.STOP if self.length < max_tokens else FinishReason.LENGTH
+        # A sequence that goes on is told apart from its neighbours by the prefix alone.
+        offset = script.token_ids.index(prefix[0]) if prefix else index
+        self._tokens = islice(cycle(script.token_ids), offset + self.num_told, None)
+
+    def tell(self, request: Generate, script: Script) -> Delta:
+        count = min(script.tokens_per_delta or self.length, self.length - self.num_told)
+        self.num_told += count
+        token_ids = list(islice(self._tokens, count))
+        wants_logprobs = request.sampling.logprobs is not None
+        return Delta(
+            request_id=request.request_id,
+            index=self.index,
+            token_ids=token_ids,
+            logprobs=[TokenLogprob(token_id=t, logprob=-0.5) for t in token_ids * wants_logprobs],
+            finish=self.finish(len(request.prompt_token_ids)) if self.is_over else None,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self.num_told >= self.length
+
+    def finish(self, num_prompt_tokens: int) -> Finish:
+        return Finish(
+            reason=self.reason,
+            num_output_tokens=self.num_told,
+            num_cached_tokens=num_prompt_tokens // 2,
+            timings=Timings(prefill_seconds=0.01, decode_seconds=0.02),
+        )
+
+
+class Told:
+    """One request and how far it is told."""
+
+    def __init__(self, request: Generate, script: Script) -> None:
+        self.request = request
+        self.script = script
+        prefixes = request.output_prefixes or [[] for _ in range(request.num_sequences)]
+        self.open = [
+            Sequence(index, prefix, script, request.sampling.max_tokens)
+            for index, prefix in enumerate(prefixes)
+        ]
+
+    def step(self) -> Iterator[Delta]:
+        for sequence in self.open:
+            yield sequence.tell(self.request, self.script)
+        self.open = [sequence for sequence in self.open if not sequence.is_over]
+
+    def is_at_fault(self, life: int) -> bool:
+        return (
+            self.script.fault != "none"
+            and life < self.script.fault_lives
+            and max((sequence.num_told for sequence in self.open), default=0)
+            >= self.script.fault_after
+        )
+
+
+class Conversation:
+    """One worker's connection."""
+
+    def __init__(self, connection: Connection, script: Script, life: int) -> None:
+        self.connection = connection
+        self.script = script
+        self.life = life
+        self.told: dict[str, Told] = {}
+
+    def run(self, ready: Ready) -> None:
+        try:
+            self.connection.send_bytes(encode(ready))
+            self.connection.send_bytes(encode(Stats(num_waiting=self.life)))
+            while True:
+                self._listen()
+                self._step()
+                time.sleep(self.script.step_seconds)
+        except (EOFError, OSError):
+            self.connection.close()
+
+    def _listen(self) -> None:
+        while not self.told or self.connection.poll():
+            message = decode_worker_message(self.connection.recv_bytes(MAX_FRAME_BYTES))
+            match message:
+                case Generate():
+                    self._take(message)
+                case Cancel():
+                    self.told.pop(message.request_id, None)
+
+    def _take(self, request: Generate) -> None:
+        script = msgspec.json.decode(request.tenant, type=Script) if request.tenant else self.script
+        told = Told(request, script)
+        if script.fault == "refuse" and told.is_at_fault(self.life):
+            code = script.refusal
+            refused = Refused(
+                request_id=request.request_id,
+                code=code,
+                retry_after_seconds=0.05 if code == RefusalCode.OVERLOADED else None,
+                needed=len(request.prompt_token_ids),
+                allowed=7,
+            )
+            self.connection.send_bytes(encode(refused))
+        else:
+            self.told[request.request_id] = told
+
+    def _step(self) -> None:
+        deltas: list[Delta] = []
+        for told in self.told.values():
+            if told.is_at_fault(self.life):
+                self._fail(told)
+            else:
+                deltas.extend(told.step())
+        self.told = {request_id: told for request_id, told in self.told.items() if told.open}
+        if deltas:
+            self.connection.send_bytes(encode(Outputs(deltas=deltas)))
+
+    def _fail(self, told: Told) -> None:
+        match told.script.fault:
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "garbage":
+                self.connection.send_bytes(b"\xc1 no message")
+            case "hang_up":
+                self.connection.close()
+            case "violate":
+                stray = Delta(request_id=told.request.request_id, index=99, token_ids=[1])
+                self.connection.send_bytes(encode(Outputs(deltas=[stray])))
+            case "stall" | "refuse" | "none":
+                time.sleep(0.001)
+
+
+def model_facts(checkpoint: Path) -> ModelFacts:
+    """Read what an engine would say of a checkpoint, without loading it."""
+    config = msgspec.json.decode((checkpoint / "config.json").read_bytes())
+    size = msgspec.json.decode((checkpoint / "preprocessor_config.json").read_bytes())["size"]
+    return ModelFacts(
+        name="null",
+        path=str(checkpoint),
+        model_type=config["model_type"],
+        dtype="bfloat16",
+        device="cpu",
+        num_parameters=0,
+        vocab_size=config["text_config"]["vocab_size"],
+        max_model_len=config["text_config"]["max_position_embeddings"],
+        image_token_id=config["image_token_id"],
+        video_token_id=config["video_token_id"],
+        vision_start_token_id=config["vision_start_token_id"],
+        vision_end_token_id=config["vision_end_token_id"],
+        eos_token_ids=[config["text_config"]["eos_token_id"]],
+        patch_size=config["vision_config"]["patch_size"],
+        merge_size=config["vision_config"]["spatial_merge_size"],
+        temporal_patch_size=config["vision_config"]["temporal_patch_size"],
+        min_pixels=size["shortest_edge"],
+        max_pixels=size["longest_edge"],
+    )
+
+
+def main(address: str, checkpoint: str, script_json: str, life: str) -> None:
+    script = msgspec.json.decode(script_json, type=Script)
+    ready = Ready(
+        protocol_version=PROTOCOL_VERSION,
+        engine_id=f"null-{life}",
+        model=model_facts(Path(checkpoint)),
+        limits=Limits(
+            block_size=16,
+            num_blocks=4096,
+            max_num_seqs=64,
+            max_num_batched_tokens=2048,
+            max_queued_requests=256,
+        ),
+    )
+    time.sleep(script.start_seconds)
+    Path(address).unlink(missing_ok=True)
+    key = bytes.fromhex(os.environ["NULL_ENGINE_KEY"])
+    with Listener(address, family="AF_UNIX", backlog=16, authkey=key) as listener:
+        print("listening", flush=True)
+        while True:
+            try:
+                connection = listener.accept()
+            except (AuthenticationError, EOFError, OSError):
+                continue
+            conversation = Conversation(connection, script, int(life))
+            Thread(target=conversation.run, args=(ready,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
