@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 
+import structlog
 from setproctitle import setproctitle
 
+from inference.log import LogConfig, configure_logging
 from inference.protocol import ChildMessage, FrameError, Stop, decode_child_message, encode
 
 _MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
+log = structlog.get_logger(__name__)
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -30,15 +33,15 @@ class Child:
     """
 
     def __init__(
-        self, name: str, entry: Callable[..., None], arguments: Mapping[str, object]
+        self, logging: LogConfig, entry: Callable[..., None], arguments: Mapping[str, object]
     ) -> None:
-        """Spawn it: `entry(**arguments, control=...)` under the title `loupe <name>`."""
-        self.name = name
+        """Spawn it: `entry(control, **arguments)`, named and logging as `logging` says."""
+        self.name = logging.process
         self.started = False
         self.silent_since = time.monotonic()
         self.control, theirs = _spawn.Pipe()
         self._process = _spawn.Process(
-            target=_enter, args=(f"loupe {name}", entry, dict(arguments), theirs), name=name
+            target=_enter, args=(logging, entry, dict(arguments), theirs), name=self.name
         )
         self._process.start()
         theirs.close()
@@ -87,18 +90,23 @@ class Child:
 
 
 def _enter(
-    title: str,
+    logging: LogConfig,
     entry: Callable[..., None],
     arguments: Mapping[str, object],
     control: Connection,
 ) -> None:
     """Run inside the child, before anything else."""
-    setproctitle(title)
+    setproctitle(f"loupe {logging.process}")
+    configure_logging(logging)
     # A terminal sends these to the whole group; the supervisor turns them into an ordered stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _die_with_the_supervisor()
-    entry(**arguments, control=control)
+    try:
+        entry(control, **arguments)
+    except Exception:  # the one place that may: it ends the process
+        log.exception("process_failed")
+        sys.exit(1)
 
 
 def _die_with_the_supervisor() -> None:

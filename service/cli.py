@@ -53,13 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, values: dict[str, str]) -> int:
     if command == "version":
-        print(f"loupe {importlib.metadata.version('loupe')}")
+        print(f"loupe {_version()}")
         return 0
     if command == "settings":
         print({"env": render_env_example, "markdown": render_markdown}[values["as"]](), end="")
         return 0
     resolved = resolve(values, os.environ)
     return _serve(resolved) if command == "serve" else _check(resolved)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("loupe")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from its sources, not installed)"
 
 
 def _serve(resolved: Resolved) -> int:
@@ -71,7 +78,9 @@ def _serve(resolved: Resolved) -> int:
 def _check(resolved: Resolved) -> int:
     from service.check import check
 
-    return check(resolved)
+    findings = check(resolved)
+    print(findings.report, end="")
+    return 1 if findings.problems else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=help_text,
+            usage=f"loupe {name} [--config PATH] [--SETTING VALUE ...]",
             description=f"{help_text[0].upper()}{help_text[1:]}.",
             epilog=_SOURCES_NOTE,
             allow_abbrev=False,

@@ -18,11 +18,12 @@ from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, TextIO, assert_never
+from typing import NamedTuple, TextIO, TypedDict, Unpack, assert_never
 
 import structlog
 from setproctitle import setproctitle
 
+from inference.config import EngineConfig
 from inference.log import LogConfig, configure_logging
 from inference.protocol import Heartbeat, Progress, Started, StartFailed
 from service.child import Child
@@ -38,26 +39,44 @@ _MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _INFERENCE = "inference"
 
-_log = structlog.get_logger()
+log = structlog.get_logger(__name__)
+
+
+class WorkerArguments(TypedDict):
+    """What a web worker is given beside its control pipe."""
+
+    settings: Settings
+    socket: socket.socket
+    address: str
+    authkey: bytes
+
+
+class InferenceArguments(TypedDict):
+    """What the inference process is given beside its control pipe."""
+
+    config: EngineConfig
+    address: str
+    authkey: bytes
+    logging: LogConfig
 
 
 class Entries(NamedTuple):
-    """What the children run: called in the child with keyword arguments and `control`."""
+    """What the children run."""
 
     worker: Callable[..., None]
     inference: Callable[..., None]
 
 
-def _run_worker(**arguments: object) -> None:
+def _run_worker(control: Connection, **arguments: Unpack[WorkerArguments]) -> None:
     from service.worker import run_worker
 
-    run_worker(**arguments)
+    run_worker(control=control, **arguments)
 
 
-def _run_inference(**arguments: object) -> None:
+def _run_inference(control: Connection, **arguments: Unpack[InferenceArguments]) -> None:
     from inference.main import run_inference
 
-    run_inference(**arguments)
+    run_inference(control=control, **arguments)
 
 
 ENTRIES = Entries(worker=_run_worker, inference=_run_inference)
@@ -152,28 +171,30 @@ class _Supervisor:
         for name in [name for name, due in self._starts_at.items() if due <= now]:
             del self._starts_at[name]
             self._children[name] = self._start(name)
-            _log.info("process started", child=name, pid=self._children[name].pid)
+            log.info("process_started", child=name, pid=self._children[name].pid)
 
     def _start(self, name: str) -> Child:
-        link = {"address": self._address, "authkey": self._authkey}
         log_config = _log_config(self._settings, name)
         if name != _INFERENCE:
-            return Child(
-                name,
-                self._entries.worker,
-                {"settings": self._settings, "socket": self._listener, "logging": log_config}
-                | link,
+            arguments = WorkerArguments(
+                settings=self._settings,
+                socket=self._listener,
+                address=self._address,
+                authkey=self._authkey,
             )
+            return Child(log_config, self._entries.worker, arguments)
         # A killed engine leaves its socket's name behind.
         Path(self._address).unlink(missing_ok=True)
         plan = plan_threads(self._settings, os.environ)
-        _log.info("engine threads", plan=plan.reason)
+        log.info("engine_threads", plan=plan.reason)
         with variables_set(plan.variables):
-            return Child(
-                name,
-                self._entries.inference,
-                {"config": self._settings.engine, "logging": log_config} | link,
+            arguments = InferenceArguments(
+                config=self._settings.engine,
+                address=self._address,
+                authkey=self._authkey,
+                logging=log_config,
             )
+            return Child(log_config, self._entries.inference, arguments)
 
     def _until_next_start(self) -> float:
         pauses = [due - time.monotonic() for due in self._starts_at.values()]
@@ -197,10 +218,10 @@ class _Supervisor:
                     case Heartbeat():
                         pass
                     case Progress(stage=stage):
-                        _log.info("starting", child=child.name, stage=stage)
+                        log.info("process_progress", child=child.name, stage=stage)
                     case Started():
                         child.started = True
-                        _log.info("child started", child=child.name, pid=child.pid)
+                        log.info("process_ready", child=child.name, pid=child.pid)
                         self._announce()
                     case StartFailed(message=reason):
                         raise CannotServe(reason)
@@ -216,7 +237,7 @@ class _Supervisor:
         self._announced = True
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        _log.info("ready", url=url)
+        log.info("ready", url=url)
         _tell(f"Loupe is ready: {url}  (API documentation: {url}/docs)", sys.stdout)
 
     def _end_the_silent(self) -> None:
@@ -228,7 +249,7 @@ class _Supervisor:
                 else self._settings.start_timeout_seconds
             )
             if now - child.silent_since > allowed and child.exit_code is None:
-                _log.error("process stuck", child=child.name, pid=child.pid, seconds=allowed)
+                log.error("process_stuck", child=child.name, pid=child.pid, seconds=allowed)
                 child.kill()
 
     def _see_to_the_dead(self) -> None:
@@ -236,7 +257,7 @@ class _Supervisor:
         for child in dead:
             del self._children[child.name]
             child.reap()
-            _log.warning("process ended", child=child.name, pid=child.pid, status=child.exit_code)
+            log.warning("process_ended", child=child.name, pid=child.pid, status=child.exit_code)
             self._starts_at[child.name] = time.monotonic() + self._pause_before_restart(child)
 
     def _pause_before_restart(self, child: Child) -> float:
@@ -253,7 +274,7 @@ class _Supervisor:
 
     def _stop(self, drain_seconds: float) -> int:
         """Let the workers finish, then end the engine; a second signal ends all at once."""
-        _log.info("stopping", drain_seconds=drain_seconds)
+        log.info("stopping", drain_seconds=drain_seconds)
         self._listener.close()  # the workers close theirs, and new clients are turned away
         workers = [child for child in self._children.values() if child.name != _INFERENCE]
         inference = [child for child in self._children.values() if child.name == _INFERENCE]
@@ -265,10 +286,10 @@ class _Supervisor:
                 child.stop(drain)
             cut_by = self._wait_until_gone(group, time.monotonic() + patience)
             if cut_by is not None:
-                _log.warning("stop cut short", signal=cut_by.name)
+                log.warning("stop_cut_short", signal=cut_by.name)
                 return 128 + cut_by
             self._cut(group)
-        _log.info("stopped")
+        log.info("stopped")
         return 0
 
     def _wait_until_gone(self, group: list[Child], deadline: float) -> signal.Signals | None:
@@ -294,7 +315,7 @@ class _Supervisor:
     def _cut(self, children: Iterable[Child]) -> None:
         for child in list(children):
             if child.exit_code is None:
-                _log.warning("process killed", child=child.name, pid=child.pid)
+                log.warning("process_killed", child=child.name, pid=child.pid)
                 child.kill()
             child.reap()
             self._children.pop(child.name, None)

@@ -32,7 +32,7 @@ def plan_threads(settings: Settings, environ: Mapping[str, str]) -> ThreadPlan:
     variables: dict[str, str] = {}
     reasons: list[str] = []
     if "OMP_NUM_THREADS" in environ and settings.engine.num_threads is None:
-        reasons.append(f"{environ['OMP_NUM_THREADS']} threads, as OMP_NUM_THREADS says")
+        reasons.append(f"OMP_NUM_THREADS={environ['OMP_NUM_THREADS']}, as set")
     else:
         count = settings.engine.num_threads or usable_cores()
         variables["OMP_NUM_THREADS"] = str(count)

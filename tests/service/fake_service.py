@@ -4,6 +4,7 @@ Usage: fake_service.py SCENARIO PORT RESTART_BUDGET. A child appends a line `nam
 named by FAKE_JOURNAL when it starts, and its end to stop in order.
 """
 
+import multiprocessing
 import os
 import sys
 import time
@@ -31,13 +32,14 @@ def work(control, *, linger_seconds: float = 0.0) -> None:
     time.sleep(min(linger_seconds, stop.drain_seconds))
 
 
-def run_worker(*, logging, control, **_) -> None:
-    note("start", logging.process, os.getpid())
+def run_worker(control, **_) -> None:
+    name = multiprocessing.current_process().name
+    note("start", name, os.getpid())
     work(control, linger_seconds=0.5)
-    note("end", logging.process)
+    note("end", name)
 
 
-def run_inference(*, control, **_) -> None:
+def run_inference(control, **_) -> None:
     note("start", "inference", os.getpid())
     note("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY"))
     match SCENARIO:

@@ -23,10 +23,10 @@ class FakeService:
         self._journal = folder / "journal"
         self._journal.touch()
         self._output = folder / "stdout"
-        self._log = folder / "stderr"
+        self._stderr = folder / "stderr"
         self.runtime = folder / "runtime"
         self.runtime.mkdir()
-        with self._output.open("wb") as output, self._log.open("wb") as log:
+        with self._output.open("wb") as output, self._stderr.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "tests/service/fake_service.py", scenario, str(port)],
                 stdout=output,
@@ -55,7 +55,7 @@ class FakeService:
         return self._output.read_text()
 
     def log(self) -> str:
-        return self._log.read_text()
+        return self._stderr.read_text()
 
     def wait_until_ready(self) -> str:
         wait_until(lambda: "is ready" in self.output(), self.log)
@@ -67,7 +67,7 @@ class FakeService:
         return self.process.wait(PATIENCE_SECONDS)
 
 
-def wait_until(condition, explain=str) -> None:
+def wait_until(condition, explain=lambda: "") -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, explain()
@@ -175,7 +175,7 @@ def test_a_killed_worker_is_replaced_again_and_again_and_the_engine_stays(start)
     for lost in range(1, 4):  # more often than the restart budget of 1
         os.kill(service.pids("worker 1")[-1], signal.SIGKILL)
         wait_until(lambda lost=lost: len(service.pids("worker 1")) == lost + 1, service.log)
-        wait_until(lambda lost=lost: service.log().count('"child started"') == 3 + lost)
+        wait_until(lambda lost=lost: service.log().count('"process_ready"') == 3 + lost)
 
     assert len(service.pids("inference")) == 1
     assert len(service.pids("worker 0")) == 1
@@ -217,7 +217,7 @@ def test_an_engine_that_falls_silent_is_killed_and_replaced(start):
 
     wait_until(lambda: len(service.pids("inference")) == 2, service.log)
 
-    assert "process stuck" in service.log()
+    assert "process_stuck" in service.log()
 
 
 def test_no_child_outlives_a_killed_supervisor(start):

@@ -1,0 +1,99 @@
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+PREPARE = """
+import logging, sys, warnings
+import structlog
+from inference.log import LogConfig, configure_logging
+configure_logging(LogConfig(process="worker 3", format=sys.argv[1], level="info"))
+log = structlog.get_logger()
+"""
+
+
+def lines_of(program: str, form: str = "json") -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE + program, form],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_an_event_is_one_json_line_with_its_facts():
+    (line,) = lines_of('log.info("ready", url="http://x", count=3)')
+
+    event = json.loads(line)
+    assert list(event)[:5] == ["timestamp", "level", "message", "service", "process"]
+    assert event["message"] == "ready"
+    assert (event["service"], event["process"]) == ("loupe", "worker 3")
+    assert (event["url"], event["count"]) == ("http://x", 3)
+    assert datetime.fromisoformat(event["timestamp"]).utcoffset() == timedelta(0)
+
+
+def test_records_of_libraries_and_warnings_take_the_same_form():
+    events = [
+        json.loads(line)
+        for line in lines_of(
+            'logging.getLogger("some.library").warning("lost %s", "it"); warnings.warn("old")'
+        )
+    ]
+
+    assert [event["logger"] for event in events] == ["some.library", "py.warnings"]
+    assert events[0]["message"] == "lost it"
+    assert "old" in events[1]["message"]
+
+
+def test_server_chatter_and_debug_events_are_left_out():
+    assert lines_of('logging.getLogger("uvicorn.access").info("GET /"); log.debug("detail")') == []
+
+
+def test_an_exception_stays_one_line_without_local_variables():
+    program = """
+def fail(payload):
+    raise ValueError("broken")
+try:
+    fail("the client's " + "words")
+except ValueError:
+    log.exception("failed")
+"""
+    (line,) = lines_of(program)
+
+    event = json.loads(line)
+    assert "ValueError: broken" in event["exception"]
+    assert "the client's words" not in line
+
+
+def test_console_tracebacks_show_no_local_variables_either():
+    program = """
+def fail(payload):
+    raise ValueError("broken")
+try:
+    fail("the client's " + "words")
+except ValueError:
+    log.exception("failed")
+"""
+    text = "\n".join(lines_of(program, "console"))
+
+    assert "ValueError: broken" in text
+    assert "the client's words" not in text
+
+
+def test_any_value_can_be_logged():
+    (line,) = lines_of('log.info("odd", text="\\ud800", thing=object())')
+
+    assert json.loads(line)["message"] == "odd"
+
+
+def test_format_is_json_when_nobody_looks_at_a_terminal():
+    (line,) = lines_of('log.info("ready")', "auto")
+
+    assert json.loads(line)["message"] == "ready"
