@@ -193,7 +193,7 @@ def count_parameters(architecture: Architecture) -> int:
     """Count the parameters exactly; tied embeddings once.
 
     Source: the modules of transformers 5.23 `modeling_qwen3_vl` and `modeling_qwen3_vl_moe`;
-    tests/inference/test_architecture.py proves equality.
+    tests/inference/checkpoint/test_architecture.py proves equality.
     """
     text = architecture.text
     embedding = text.vocab_size * text.hidden_size

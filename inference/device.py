@@ -6,7 +6,8 @@ imported only where a GPU has to be asked.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,21 +84,23 @@ def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> DeviceMemory:
 class MemoryWatch:
     """Says whether free memory is so low that new work must be refused.
 
-    Cheap to ask at every step: it reads at most once an interval and remembers.
+    Watches the host, where pictures wait, and the model's GPU. Cheap to ask at every step: it reads
+    at most once an interval and remembers.
     """
 
     def __init__(
         self,
+        device: str = "cpu",
         *,
-        brink_bytes: int | None = None,
-        read: Callable[[], DeviceMemory] = host_memory,
+        reads: Sequence[Callable[[], DeviceMemory]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         interval_seconds: float = 1.0,
     ) -> None:
-        self._read = read
+        if reads is None:
+            reads = [host_memory] if device == "cpu" else [host_memory, partial(_gpu_rest, device)]
+        self._watched = [(read, default_brink(read())) for read in reads]
         self._clock = clock
         self._interval_seconds = interval_seconds
-        self._brink_bytes = default_brink(read()) if brink_bytes is None else brink_bytes
         self._next_reading = clock()
         self._is_short = False
 
@@ -106,7 +109,7 @@ class MemoryWatch:
         now = self._clock()
         if now >= self._next_reading:
             self._next_reading = now + self._interval_seconds
-            self._is_short = self._read().free_bytes < self._brink_bytes
+            self._is_short = any(read().free_bytes < brink for read, brink in self._watched)
         return self._is_short
 
 
@@ -116,6 +119,15 @@ def default_brink(memory: DeviceMemory) -> int:
     2 % of the memory, at least 64 MiB and at most 1 GiB: a few requests' pictures.
     """
     return min(max(memory.total_bytes // 50, 64 * 1024**2), 1024**3)
+
+
+def _gpu_rest(device: str) -> DeviceMemory:
+    """What a GPU has for this process: what is free, and what torch's allocator keeps unused."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return DeviceMemory(free + kept, total)
 
 
 def _machine_memory(proc: Path) -> DeviceMemory:

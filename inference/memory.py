@@ -21,7 +21,7 @@ CUDA_OVERHEAD_BYTES = GIBIBYTE  # context, cuBLAS workspaces, captured graphs: e
 MIN_MODEL_LEN = 1024  # a small picture, a question and an answer; nobody asks for less unsaid
 FLOAT32_BYTES = DTYPE_BYTES["float32"]
 
-# Parameters of the published family; tests/inference/test_architecture.py counts them.
+# Parameters of the published family; test_architecture.py counts them.
 FAMILY_PARAMETERS = {
     "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
     "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
@@ -94,9 +94,10 @@ def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
 
     A token holds its residual and normed row (also in float32, as the RMS norm computes), then
     either queries, keys, values before and after rotation and the attention's output, or the MLP's
-    gate, up and product (of every active expert, with its copies of the row); and the visual rows
-    that wait for the first layers. Scores are never held: attention is fused.
-    Source: transformers 5.23 `Qwen3VLTextDecoderLayer`, `Qwen3VLMoeTextExperts`.
+    gate, up and product, or as much and more for every active expert, which works on a copy of the
+    row; and the visual rows that wait for the first layers. Scores are never held: attention is
+    fused. Source: transformers 5.23 `Qwen3VLTextDecoderLayer`, `grouped_mm_experts_forward`;
+    tests/inference/test_memory.py measures it.
     """
     text = architecture.text
     hidden = text.hidden_size
@@ -105,7 +106,8 @@ def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
     attention = 2 * (query + 2 * key_value) + query
     mlp = 3 * text.intermediate_size
     if text.num_sparse_layers:
-        mlp = max(mlp, text.num_experts_per_tok * (2 * hidden + 3 * text.moe_intermediate_size))
+        expert = max(4 * hidden, hidden + 4 * text.moe_intermediate_size)
+        mlp = max(mlp, text.num_experts_per_tok * expert)
     visual = (1 + len(architecture.vision.deepstack_visual_indexes)) * hidden
     width = DTYPE_BYTES[chosen_dtype(architecture, config)]
     token = width * (2 * hidden + max(attention, mlp) + visual) + FLOAT32_BYTES * 2 * hidden
@@ -115,21 +117,23 @@ def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
 def vision_bytes(architecture: Architecture, config: EngineConfig) -> int:
     """Activations of one vision step: as many patches as a step takes, or one largest picture.
 
-    A patch holds its pixels (float32, then cast), residual and normed row, then either queries,
-    keys, values, their rotation in float32 and the attention's output, or the MLP's two inner rows;
-    and its share of the merged and deepstack features. Scores are never held: attention is fused.
-    Source: transformers 5.23 `Qwen3VLVisionBlock`, `apply_rotary_pos_emb_vision`.
+    A patch holds its pixels (float32, then cast), its position's row in float32, residual and
+    normed row, then either queries, keys, values and their rotation in float32, or the MLP's two
+    inner rows; and its share of the merged and deepstack features. Scores are never held: attention
+    is fused. Source: transformers 5.23 `Qwen3VLVisionModel`, `apply_rotary_pos_emb_vision`;
+    tests/inference/test_memory.py measures it.
     """
     vision = architecture.vision
     hidden = vision.hidden_size
     width = DTYPE_BYTES[chosen_dtype(architecture, config)]
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    attention = width * 6 * hidden + FLOAT32_BYTES * 5 * hidden
+    attention = width * 3 * hidden + FLOAT32_BYTES * 6 * hidden
     mlp = width * 2 * vision.intermediate_size
     num_features = 1 + len(vision.deepstack_visual_indexes)
     features = width * num_features * vision.out_hidden_size // vision.spatial_merge_size**2
     patch = (
         pixels * (FLOAT32_BYTES + width)
+        + FLOAT32_BYTES * hidden
         + width * 4 * hidden  # residual and normed row; the merger's input and inner row
         + max(attention, mlp)
         + features

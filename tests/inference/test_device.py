@@ -135,22 +135,23 @@ class Readings:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.free_bytes = 10
+        self.free_bytes = GIBIBYTE
         self.count = 0
 
     def read(self) -> DeviceMemory:
         self.count += 1
-        return DeviceMemory(self.free_bytes, 1000)
-
-    def watch(self) -> MemoryWatch:
-        return MemoryWatch(brink_bytes=5, read=self.read, clock=lambda: self.now)
+        return DeviceMemory(self.free_bytes, GIBIBYTE)
 
 
-def test_memory_under_the_brink_is_noticed_and_so_is_its_end():
+def plenty() -> DeviceMemory:
+    return DeviceMemory(GIBIBYTE, GIBIBYTE)
+
+
+def test_memory_under_the_brink_is_noticed_wherever_it_is_and_so_is_its_end():
     readings = Readings()
-    watch = readings.watch()
+    watch = MemoryWatch(reads=[plenty, readings.read], clock=lambda: readings.now)
     short = [watch.is_short()]
-    for free_bytes in (4, 5):
+    for free_bytes in (64 * MEBIBYTE - 1, 64 * MEBIBYTE):
         readings.free_bytes = free_bytes
         readings.now += 1.0
         short.append(watch.is_short())
@@ -160,16 +161,16 @@ def test_memory_under_the_brink_is_noticed_and_so_is_its_end():
 
 def test_a_watch_reads_at_most_once_a_second():
     readings = Readings()
-    watch = readings.watch()
+    watch = MemoryWatch(reads=[readings.read], clock=lambda: readings.now)
     for _ in range(100):
         watch.is_short()
         readings.now += 0.03125
 
-    assert readings.count == 4
+    assert readings.count == 1 + 4
 
 
-def test_a_watch_takes_its_brink_from_the_machine():
-    assert not MemoryWatch().is_short()
+def test_a_machine_with_memory_is_not_short_of_it():
+    assert not MemoryWatch("cpu").is_short()
 
 
 @pytest.mark.parametrize(
