@@ -53,6 +53,7 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
         openapi_config=None,  # service.openapi
         logging_config=None,
     )
+    app.state.chat = chat  # the worker waits for it before it says that it is ready
     # Around the router, not a route's middleware: unknown paths get an id and a log line as well.
     app.asgi_handler = RequestLog(app.asgi_handler)
     return app

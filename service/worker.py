@@ -4,7 +4,6 @@ It serves from its first moment; until the engine answers, health says so and ch
 never loads torch.
 """
 
-import contextlib
 import os
 import signal
 import socket
@@ -17,12 +16,13 @@ from types import FrameType
 
 import anyio
 import uvicorn
+from litestar import Litestar
 
 from inference.protocol import FrameError, Heartbeat, Started, decode_stop, encode
 from service.app import create_app
+from service.chat import Chat
 from service.config import Settings
 from service.engine_client import EngineClient
-from service.errors import EngineUnavailable
 from service.media.pool import ImagePool
 
 _HEARTBEAT_SECONDS = 1.0
@@ -45,10 +45,11 @@ def run_worker(
     async def serve() -> int:
         async with EngineClient(address, authkey) as engine:
             pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
-            server = _Server(_uvicorn_config(settings, create_app(settings, engine, pool)))
+            app = create_app(settings, engine, pool)
+            server = _Server(_uvicorn_config(settings, app))
             _obey(server, control)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_report_ready, server, pool, engine, control)
+                tasks.start_soon(_report_ready, server, pool, app.state.chat, control)
                 tasks.start_soon(_report_life, server, engine, control)
                 await server.serve(sockets=[socket])
                 tasks.cancel_scope.cancel()
@@ -82,9 +83,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _uvicorn_config(settings: Settings, app: object) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http="httptools",
         ws="none",
         lifespan="on",
@@ -114,15 +115,14 @@ def _obey(server: _Server, control: Connection) -> None:
     threading.Thread(target=listen, name="control", daemon=True).start()
 
 
-async def _report_ready(
-    server: _Server, pool: ImagePool, engine: EngineClient, control: Connection
-) -> None:
+async def _report_ready(server: _Server, pool: ImagePool, chat: Chat, control: Connection) -> None:
     """Tell the supervisor once that requests are answered in full."""
     await pool.start()
     await server.serving.wait()
-    with contextlib.suppress(EngineUnavailable):  # `_report_life` ends this worker
-        await engine.wait_ready()
-        control.send_bytes(encode(Started()))
+    await chat.load()
+    if not chat.was_ready:
+        raise RuntimeError("this worker cannot answer; the log has the reason")
+    control.send_bytes(encode(Started()))
 
 
 async def _report_life(server: _Server, engine: EngineClient, control: Connection) -> None:
