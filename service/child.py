@@ -106,7 +106,7 @@ def _enter(
         entry(control, **arguments)
     except Exception:  # the one place that may: it ends the process
         log.exception("process_failed")
-        sys.exit(1)
+        os._exit(1)  # at once: threads that the fault left behind must not hold it up
 
 
 def _die_with_the_supervisor() -> None:
