@@ -67,7 +67,7 @@ def _unpickling(node: ast.AST, awaited: set[ast.AST]) -> bool:
             return not any(word.arg == "weights_only" for word in words)
         case ast.Call(func=ast.Attribute(attr="recv"), args=[]):
             return True  # a socket's recv, which gives bytes, is told how many
-        case ast.Call(func=ast.Attribute(attr="send")):
+        case ast.Call(func=ast.Attribute(attr="send"), args=[_]):
             return node not in awaited  # what is awaited is a stream of anyio's, not a connection
         case ast.Call(
             func=ast.Attribute(value=ast.Name(id="multiprocessing"), attr="Queue" | "SimpleQueue")
