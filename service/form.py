@@ -6,7 +6,7 @@ File names and part headers beyond the field's name are ignored: nothing is stor
 from typing import NoReturn
 from urllib.parse import parse_qsl
 
-from multipart import (
+from multipart import (  # pyright: ignore[reportMissingTypeStubs] - annotated, but unmarked
     MultipartError,
     MultipartSegment,
     ParserLimitReached,
