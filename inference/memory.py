@@ -1,17 +1,25 @@
 """Whether a model fits, and how large its KV pool gets, worked out before any weight is loaded.
 
-Pure arithmetic over a checkpoint's facts, the settings and a device's memory. The formulas bound
-from above what transformers' own forward holds at once; a leaner forward holds less.
+Pure arithmetic over a checkpoint's footprint, the settings and a device's memory.
 """
 
 from collections.abc import Iterator
 
 import msgspec
 
-from inference.architecture import DTYPE_BYTES, Architecture, count_parameters
-from inference.checkpoint import chosen_dtype, picture_bounds
+from inference.architecture import Architecture
+from inference.checkpoint import chosen_dtype
 from inference.config import EngineConfig
 from inference.device import DeviceMemory
+from inference.footprint import (
+    attention_bytes,
+    block_bytes,
+    logits_bytes,
+    prefill_bytes,
+    token_bytes,
+    vision_bytes,
+    weights_bytes,
+)
 
 GIBIBYTE = 1024**3
 CPU_USABLE_RATIO = 0.9  # of what is free: the web workers and the kernel live there too
@@ -19,7 +27,6 @@ CPU_POOL_BYTES = 2 * GIBIBYTE
 CPU_POOL_RATIO = 0.5  # of what weights and work leave
 CUDA_OVERHEAD_BYTES = GIBIBYTE  # context, cuBLAS workspaces, captured graphs: estimated
 MIN_MODEL_LEN = 1024  # a small picture, a question and an answer; nobody asks for less unsaid
-FLOAT32_BYTES = DTYPE_BYTES["float32"]
 
 # Parameters of the published family; test_architecture.py counts them.
 FAMILY_PARAMETERS = {
@@ -39,8 +46,9 @@ class ModelTooLarge(Exception):
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where a device's memory goes; bytes throughout.
 
-    usable_bytes: what all of it together may take. working_bytes: the most one step holds besides
-    weights and pool: prefill_bytes, vision_bytes, logits_bytes and the runtime's own overhead.
+    usable_bytes: what all of it together may take. working_bytes: the most one step holds, whatever
+    the pool: prefill_bytes, vision_bytes, logits_bytes and the runtime's own overhead.
+    attention_bytes: what attention holds beside the pool, growing with it.
     num_blocks: of the pool, the padding block included. max_model_len: what one request may take,
     lowered to the pool where it was not asked for.
     """
@@ -55,6 +63,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     vision_bytes: int
     logits_bytes: int
     working_bytes: int
+    attention_bytes: int
     embedding_cache_bytes: int
     block_bytes: int
     num_blocks: int
@@ -62,9 +71,10 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
 
     @property
-    def fixed_bytes(self) -> int:
-        """All but the KV pool."""
-        return self.weights_bytes + self.working_bytes + self.embedding_cache_bytes
+    def needed_bytes(self) -> int:
+        """All parts together."""
+        fixed = self.weights_bytes + self.working_bytes + self.embedding_cache_bytes
+        return fixed + self.attention_bytes + self.kv_cache_bytes
 
 
 def plan_memory(
@@ -82,92 +92,27 @@ def plan_memory(
     return plan
 
 
-def block_bytes(architecture: Architecture, config: EngineConfig) -> int:
-    """One KV block: keys and values of block_size tokens in every layer."""
-    text = architecture.text
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    return token * DTYPE_BYTES[chosen_dtype(architecture, config)] * config.block_size
-
-
-def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
-    """Activations of the largest prefill chunk in one decoder layer.
-
-    A token holds its residual and normed row (also in float32, as the RMS norm computes), then
-    either queries, keys, values before and after rotation and the attention's output, or the MLP's
-    gate, up and product, or as much and more for every active expert, which works on a copy of the
-    row; and the visual rows that wait for the first layers. Scores are never held: attention is
-    fused. Source: transformers 5.23 `Qwen3VLTextDecoderLayer`, `grouped_mm_experts_forward`;
-    tests/inference/test_memory.py measures it.
-    """
-    text = architecture.text
-    hidden = text.hidden_size
-    query = text.num_attention_heads * text.head_dim
-    key_value = text.num_key_value_heads * text.head_dim
-    attention = 2 * (query + 2 * key_value) + query
-    mlp = 3 * text.intermediate_size
-    if text.num_sparse_layers:
-        expert = max(4 * hidden, hidden + 4 * text.moe_intermediate_size)
-        mlp = max(mlp, text.num_experts_per_tok * expert)
-    visual = (1 + len(architecture.vision.deepstack_visual_indexes)) * hidden
-    width = DTYPE_BYTES[chosen_dtype(architecture, config)]
-    token = width * (2 * hidden + max(attention, mlp) + visual) + FLOAT32_BYTES * 2 * hidden
-    return config.max_num_batched_tokens * token
-
-
-def vision_bytes(architecture: Architecture, config: EngineConfig) -> int:
-    """Activations of one vision step: as many patches as a step takes, or one largest picture.
-
-    A patch holds its pixels (float32, then cast), its position's row in float32, residual and
-    normed row, then either queries, keys, values and their rotation in float32, or the MLP's two
-    inner rows; and its share of the merged and deepstack features. Scores are never held: attention
-    is fused. Source: transformers 5.23 `Qwen3VLVisionModel`, `apply_rotary_pos_emb_vision`;
-    tests/inference/test_memory.py measures it.
-    """
-    vision = architecture.vision
-    hidden = vision.hidden_size
-    width = DTYPE_BYTES[chosen_dtype(architecture, config)]
-    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    attention = width * 3 * hidden + FLOAT32_BYTES * 6 * hidden
-    mlp = width * 2 * vision.intermediate_size
-    num_features = 1 + len(vision.deepstack_visual_indexes)
-    features = width * num_features * vision.out_hidden_size // vision.spatial_merge_size**2
-    patch = (
-        pixels * (FLOAT32_BYTES + width)
-        + FLOAT32_BYTES * hidden
-        + width * 4 * hidden  # residual and normed row; the merger's input and inner row
-        + max(attention, mlp)
-        + features
-    )
-    _, max_pixels = picture_bounds(architecture, config)
-    return max(config.max_num_encoded_patches, max_pixels // vision.patch_size**2) * patch
-
-
-def logits_bytes(architecture: Architecture, config: EngineConfig) -> int:
-    """Logits of every running sequence, and their float32 copy, penalties' and softmax's rows."""
-    row = DTYPE_BYTES[chosen_dtype(architecture, config)] + 3 * FLOAT32_BYTES
-    return config.max_num_seqs * architecture.text.vocab_size * row
-
-
 def _draft(
     architecture: Architecture, config: EngineConfig, memory: DeviceMemory, device: str
 ) -> MemoryPlan:
     """Lay everything out without asking whether it fits."""
-    dtype = chosen_dtype(architecture, config)
     prefill = prefill_bytes(architecture, config)
     vision = vision_bytes(architecture, config)
     logits = logits_bytes(architecture, config)
     overhead = 0 if device == "cpu" else CUDA_OVERHEAD_BYTES
-    weights = count_parameters(architecture) * DTYPE_BYTES[dtype]
+    weights = weights_bytes(architecture, config, device)
     working = prefill + vision + logits + overhead
     usable = _usable(config, memory, device)
     room = usable - weights - working - config.embedding_cache_bytes
     num_blocks = _num_blocks(architecture, config, room, device)
-    wanted = _wanted_model_len(architecture, config)
-    capacity = max(num_blocks - 1, 0) * config.block_size
+    num_tokens = num_blocks * config.block_size
+    max_model_len = _wanted_model_len(architecture, config)
+    if config.max_model_len is None:
+        max_model_len = min(max_model_len, max(num_tokens - config.block_size, 0))
     size = block_bytes(architecture, config)
     return MemoryPlan(
         device=device,
-        dtype=dtype,
+        dtype=chosen_dtype(architecture, config),
         free_bytes=memory.free_bytes,
         total_bytes=memory.total_bytes,
         usable_bytes=usable,
@@ -176,11 +121,14 @@ def _draft(
         vision_bytes=vision,
         logits_bytes=logits,
         working_bytes=working,
+        attention_bytes=attention_bytes(
+            architecture, config, num_tokens=num_tokens, context=max_model_len
+        ),
         embedding_cache_bytes=config.embedding_cache_bytes,
         block_bytes=size,
         num_blocks=num_blocks,
         kv_cache_bytes=num_blocks * size,
-        max_model_len=min(wanted, capacity) if config.max_model_len is None else wanted,
+        max_model_len=max_model_len,
     )
 
 
@@ -208,7 +156,7 @@ def _num_blocks(
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes // size
     wanted = _wanted_model_len(architecture, config)
-    most = _pool_share(architecture, room_bytes) // size
+    most = _most_tokens(architecture, config, room_bytes) // config.block_size
     if device == "cpu":
         # A request length that was asked for outweighs the default size of the pool.
         least = 0 if config.max_model_len is None else _blocks_for(wanted, config)
@@ -217,18 +165,24 @@ def _num_blocks(
     return max(min(most, _blocks_for(config.max_num_seqs * wanted, config)), 0)
 
 
-def _pool_share(architecture: Architecture, room_bytes: int) -> int:
-    """What the pool may take of the room: attention may gather one layer of it beside it."""
-    layers = architecture.text.num_hidden_layers
-    return room_bytes * layers // (layers + 1)
+def _most_tokens(architecture: Architecture, config: EngineConfig, room_bytes: int) -> int:
+    """Tokens whose keys, values and attention fit into the room."""
+
+    def bytes_of(num_tokens: int, context: int) -> int:
+        return num_tokens * token_bytes(architecture, config) + attention_bytes(
+            architecture, config, num_tokens=num_tokens, context=context
+        )
+
+    wanted = _wanted_model_len(architecture, config)
+    tokens = room_bytes // bytes_of(1, 1)
+    if tokens <= wanted:
+        return tokens
+    return (room_bytes - bytes_of(0, wanted)) // bytes_of(1, 0)
 
 
 def _fits(plan: MemoryPlan, architecture: Architecture, config: EngineConfig) -> bool:
-    room = plan.usable_bytes - plan.fixed_bytes
     needed = _blocks_for(_least_model_len(plan, architecture, config), config)
-    return plan.kv_cache_bytes <= _pool_share(architecture, room) and plan.num_blocks >= max(
-        needed, 2
-    )
+    return plan.needed_bytes <= plan.usable_bytes and plan.num_blocks >= max(needed, 2)
 
 
 def _least_model_len(plan: MemoryPlan, architecture: Architecture, config: EngineConfig) -> int:
