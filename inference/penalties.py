@@ -92,6 +92,6 @@ def apply_penalties(scores: Tensor, penalized: Sequence[Penalized]) -> None:
     scores.view(-1)[index] = values
 
 
-def _losses(counts: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float32]:
+def _losses(counts: NDArray[np.float32], params: SamplingParams) -> NDArray[np.floating]:
     present = (counts > 0).astype(np.float32)
     return params.presence_penalty * present + params.frequency_penalty * counts
