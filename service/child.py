@@ -21,6 +21,7 @@ from inference.protocol import ChildMessage, FrameError, Stop, decode_child_mess
 
 _MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
+_REAP_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 _spawn = multiprocessing.get_context("spawn")
 
@@ -85,7 +86,7 @@ class Child:
 
     def reap(self) -> None:
         """Take back what the ended process held."""
-        self._process.join()
+        self._process.join(_REAP_SECONDS)  # the kernel may keep one that hangs in a driver
         self.control.close()
 
 

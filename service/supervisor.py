@@ -7,17 +7,13 @@ listening socket and the runtime folder, so that both outlive any child.
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple, TextIO, TypedDict, Unpack, assert_never
 
 import structlog
@@ -28,15 +24,19 @@ from inference.log import LogConfig, configure_logging
 from inference.protocol import Heartbeat, Progress, Started, StartFailed
 from service.child import Child
 from service.config import Settings
+from service.foothold import (
+    ENGINE_SOCKET,
+    CannotServe,
+    listening_socket,
+    runtime_folder,
+    stop_signals,
+)
+from service.restart_budget import RestartBudget
 from service.threads import plan_threads, variables_set
 
 _TICK_SECONDS = 1.0
 _CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
 _ENGINE_STOP_SECONDS = 5.0
-_MAX_BACKOFF_SECONDS = 30.0
-_BACKLOG = 2048
-_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _INFERENCE = "inference"
 
 log = structlog.get_logger(__name__)
@@ -82,28 +82,6 @@ def _run_inference(control: Connection, **arguments: Unpack[InferenceArguments])
 ENTRIES = Entries(worker=_run_worker, inference=_run_inference)
 
 
-class CannotServe(Exception):
-    """The service cannot start or go on; the message is for the operator."""
-
-
-class RestartBudget:
-    """So many restarts within a sliding span of time, each after a longer pause."""
-
-    def __init__(self, limit: int, window_seconds: float) -> None:
-        self._limit = limit
-        self._window_seconds = window_seconds
-        self._spent: deque[float] = deque()
-
-    def spend(self, now: float) -> float | None:
-        """Take one restart; the seconds to wait before it, or None when there is none left."""
-        while self._spent and now - self._spent[0] > self._window_seconds:
-            self._spent.popleft()
-        if len(self._spent) >= self._limit:
-            return None
-        self._spent.append(now)
-        return min(_MAX_BACKOFF_SECONDS, float(2 ** (len(self._spent) - 1) - 1))
-
-
 def serve(settings: Settings, entries: Entries) -> int:
     """Run the service until it is stopped.
 
@@ -115,9 +93,9 @@ def serve(settings: Settings, entries: Entries) -> int:
     configure_logging(_log_config(settings, "supervisor"))
     try:
         with (
-            _signals() as signals,
-            _listening_socket(settings.host, settings.port) as listener,
-            _runtime_folder() as folder,
+            stop_signals() as signals,
+            listening_socket(settings.host, settings.port) as listener,
+            runtime_folder() as folder,
         ):
             return _Supervisor(settings, entries, signals, listener, folder).run()
     except CannotServe as error:
@@ -140,7 +118,7 @@ class _Supervisor:
         self._entries = entries
         self._signals = signals
         self._listener = listener
-        self._address = str(folder / "engine.sock")
+        self._address = str(folder / ENGINE_SOCKET)
         self._authkey = secrets.token_bytes(32)
         self._names = [_INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
         self._children: dict[str, Child] = {}
@@ -157,9 +135,10 @@ class _Supervisor:
                 self._start_what_is_due()
                 if self._next_signal(self._until_next_start()) is not None:
                     return self._stop(self._settings.drain_seconds)
-                self._read_messages()
+                dead = [child for child in self._children.values() if child.exit_code is not None]
+                self._read_messages()  # the last words of the dead among them
                 self._end_the_silent()
-                self._see_to_the_dead()
+                self._replace(dead)
         except CannotServe:
             self._stop(0.0)
             raise
@@ -252,8 +231,7 @@ class _Supervisor:
                 log.error("process_stuck", child=child.name, pid=child.pid, seconds=allowed)
                 child.kill()
 
-    def _see_to_the_dead(self) -> None:
-        dead = [child for child in self._children.values() if child.exit_code is not None]
+    def _replace(self, dead: list[Child]) -> None:
         for child in dead:
             del self._children[child.name]
             child.reap()
@@ -278,9 +256,11 @@ class _Supervisor:
         self._listener.close()  # the workers close theirs, and new clients are turned away
         workers = [child for child in self._children.values() if child.name != _INFERENCE]
         inference = [child for child in self._children.values() if child.name == _INFERENCE]
+        # An engine that is still loading has nothing to lose and does not listen.
+        engine_patience = _ENGINE_STOP_SECONDS * any(child.started for child in inference)
         for group, drain, patience in (
             (workers, drain_seconds, drain_seconds + _CUT_SECONDS),
-            (inference, 0.0, _ENGINE_STOP_SECONDS),
+            (inference, 0.0, engine_patience),
         ):
             for child in group:
                 child.stop(drain)
@@ -323,62 +303,6 @@ class _Supervisor:
 
 def _log_config(settings: Settings, process: str) -> LogConfig:
     return LogConfig(level=settings.log_level, format=settings.log_format, process=process)
-
-
-@contextlib.contextmanager
-def _signals() -> Generator[socket.socket]:
-    """Turn stop signals into bytes on a socket, one per signal, its number as the value."""
-
-    def wake_only(number: int, frame: FrameType | None) -> None:
-        """Python must have a handler for the byte to be written."""
-
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    # Under nohup a hang-up stays ignored.
-    handled = [number for number in _STOP_SIGNALS if not _is_ignored_hangup(number)]
-    before = {number: signal.signal(number, wake_only) for number in handled}
-    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    with receiver, sender:
-        try:
-            yield receiver
-        finally:
-            signal.set_wakeup_fd(-1)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _is_ignored_hangup(number: signal.Signals) -> bool:
-    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
-
-
-@contextlib.contextmanager
-def _listening_socket(host: str, port: int) -> Generator[socket.socket]:
-    """Bind before anything is loaded, so that a taken port is known at once.
-
-    Raises:
-        CannotServe: the address is taken, not ours to use, or no address.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from error
-    with listener:
-        yield listener
-
-
-@contextlib.contextmanager
-def _runtime_folder() -> Generator[Path]:
-    """Make a folder of our own, readable by nobody else, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="loupe-"))
-    if len(os.fsencode(folder / "engine.sock")) > _MAX_SOCKET_PATH_BYTES:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="loupe-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tell(line: str, terminal: TextIO) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from inference.protocol import Heartbeat, Started, StartFailed, decode_stop, encode
+from inference.protocol import Heartbeat, Progress, Started, StartFailed, decode_stop, encode
 from service.config import Settings
 from service.supervisor import Entries, serve
 
@@ -50,6 +50,9 @@ def run_inference(control, **_) -> None:
             time.sleep(60)
         case "gets-stuck":
             control.send_bytes(encode(Started()))
+            time.sleep(60)
+        case "loads-for-long":
+            control.send_bytes(encode(Progress(stage="loading the weights")))
             time.sleep(60)
         case "ignores-stop":
             control.send_bytes(encode(Started()))

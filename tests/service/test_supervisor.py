@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.supervisor import RestartBudget
+from service.restart_budget import RestartBudget
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 30
@@ -165,6 +165,17 @@ def test_an_engine_that_ignores_the_stop_is_killed(start):
     service.process.send_signal(signal.SIGTERM)
 
     assert service.wait() == 0
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_a_service_that_is_still_loading_stops_in_order_too(start):
+    service = start("loads-for-long")
+    wait_until(lambda: '"stage":"loading the weights"' in service.log())
+
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.wait() == 0
+    assert service.output() == ""
     assert not any(map(is_alive, service.all_pids()))
 
 

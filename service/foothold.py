@@ -1,0 +1,80 @@
+"""What the supervisor stands on, from before the first child until after the last.
+
+The stop signals as something to wait for, the listening socket, and the runtime folder.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+
+ENGINE_SOCKET = "engine.sock"
+
+_BACKLOG = 2048
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class CannotServe(Exception):
+    """The service cannot start or go on; the message is for the operator."""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Generator[socket.socket]:
+    """Turn stop signals into bytes on a socket, one per signal, its number as the value."""
+
+    def wake_only(number: int, frame: FrameType | None) -> None:
+        """Python must have a handler for the byte to be written."""
+
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    # Under nohup a hang-up stays ignored.
+    handled = [number for number in _STOP_SIGNALS if not _is_ignored_hangup(number)]
+    before = {number: signal.signal(number, wake_only) for number in handled}
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    with receiver, sender:
+        try:
+            yield receiver
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+@contextlib.contextmanager
+def listening_socket(host: str, port: int) -> Generator[socket.socket]:
+    """Bind before anything is loaded, so that a taken port is known at once.
+
+    Raises:
+        CannotServe: the address is taken, not ours to use, or no address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def runtime_folder() -> Generator[Path]:
+    """Make a folder of our own, readable by nobody else, and remove it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="loupe-"))
+    if len(os.fsencode(folder / ENGINE_SOCKET)) > _MAX_SOCKET_PATH_BYTES:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="loupe-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
