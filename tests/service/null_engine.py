@@ -48,13 +48,15 @@ Fault = Literal["none", "die", "garbage", "hang_up", "stall", "violate", "refuse
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a request is answered.
 
-    num_tokens: of each sequence; None is max_tokens. tokens_per_delta: 0 is all at once.
-    fault: happens when a sequence has fault_after tokens, in the engine's first fault_lives lives.
-    start_seconds: before the engine is ready.
+    num_tokens: of sequence 0, each further one has num_more more; None is max_tokens.
+    tokens_per_delta: 0 is all at once. start_seconds: before the engine is ready.
+    fault: happens when a sequence has fault_after tokens, on the first fault_lives connections.
+        A connection refuses the same request only once.
     """
 
     token_ids: tuple[int, ...] = (65, 66, 67, 68, 69, 70, 71)
     num_tokens: int | None = None
+    num_more: int = 0
     tokens_per_delta: int = 1
     step_seconds: float = 0.0
     start_seconds: float = 0.0
@@ -62,6 +64,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fault_after: int = 0
     fault_lives: int = 1
     refusal: RefusalCode = RefusalCode.OVERLOADED
+    protocol_version: int = PROTOCOL_VERSION
 
 
 class Sequence:
@@ -70,10 +73,11 @@ class Sequence:
     def __init__(self, index: int, prefix: list[int], script: Script, max_tokens: int) -> None:
         self.index = index
         self.num_told = len(prefix)
-        self.length = min(script.num_tokens or max_tokens, max_tokens)
-        self.reason = FinishReason.STOP if self.length < max_tokens else FinishReason.LENGTH
         # A sequence that goes on is told apart from its neighbours by the prefix alone.
         offset = script.token_ids.index(prefix[0]) if prefix else index
+        length = max_tokens if script.num_tokens is None else script.num_tokens
+        self.length = min(length + offset * script.num_more, max_tokens)
+        self.reason = FinishReason.STOP if self.length < max_tokens else FinishReason.LENGTH
         self._tokens = islice(cycle(script.token_ids), offset + self.num_told, None)
 
     def tell(self, request: Generate, script: Script) -> Delta:
@@ -119,28 +123,28 @@ class Told:
             yield sequence.tell(self.request, self.script)
         self.open = [sequence for sequence in self.open if not sequence.is_over]
 
-    def is_at_fault(self, life: int) -> bool:
+    def is_at_fault(self, num_before: int) -> bool:
         return (
             self.script.fault != "none"
-            and life < self.script.fault_lives
+            and num_before < self.script.fault_lives
             and max((sequence.num_told for sequence in self.open), default=0)
             >= self.script.fault_after
         )
 
 
 class Conversation:
-    """One worker's connection."""
+    """One worker's connection; num_before it were, in this process or in those that died."""
 
-    def __init__(self, connection: Connection, script: Script, life: int) -> None:
+    def __init__(self, connection: Connection, script: Script, num_before: int) -> None:
         self.connection = connection
         self.script = script
-        self.life = life
+        self.num_before = num_before
         self.told: dict[str, Told] = {}
+        self.refused: set[str] = set()
 
     def run(self, ready: Ready) -> None:
         try:
             self.connection.send_bytes(encode(ready))
-            self.connection.send_bytes(encode(Stats(num_waiting=self.life)))
             while True:
                 self._listen()
                 self._step()
@@ -156,11 +160,14 @@ class Conversation:
                     self._take(message)
                 case Cancel():
                     self.told.pop(message.request_id, None)
+                    self.connection.send_bytes(encode(Stats(num_running=len(self.told))))
 
     def _take(self, request: Generate) -> None:
         script = msgspec.json.decode(request.tenant, type=Script) if request.tenant else self.script
         told = Told(request, script)
-        if script.fault == "refuse" and told.is_at_fault(self.life):
+        is_new = request.request_id not in self.refused
+        if script.fault == "refuse" and is_new and told.is_at_fault(self.num_before):
+            self.refused.add(request.request_id)
             code = script.refusal
             refused = Refused(
                 request_id=request.request_id,
@@ -176,7 +183,7 @@ class Conversation:
     def _step(self) -> None:
         deltas: list[Delta] = []
         for told in self.told.values():
-            if told.is_at_fault(self.life):
+            if told.script.fault != "refuse" and told.is_at_fault(self.num_before):
                 self._fail(told)
             else:
                 deltas.extend(told.step())
@@ -195,8 +202,8 @@ class Conversation:
             case "violate":
                 stray = Delta(request_id=told.request.request_id, index=99, token_ids=[1])
                 self.connection.send_bytes(encode(Outputs(deltas=[stray])))
-            case "stall" | "refuse" | "none":
-                time.sleep(0.001)
+            case _:
+                time.sleep(0.001)  # stalls
 
 
 def model_facts(checkpoint: Path) -> ModelFacts:
@@ -228,7 +235,7 @@ def model_facts(checkpoint: Path) -> ModelFacts:
 def main(address: str, checkpoint: str, script_json: str, life: str) -> None:
     script = msgspec.json.decode(script_json, type=Script)
     ready = Ready(
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=script.protocol_version,
         engine_id=f"null-{life}",
         model=model_facts(Path(checkpoint)),
         limits=Limits(
@@ -244,12 +251,14 @@ def main(address: str, checkpoint: str, script_json: str, life: str) -> None:
     key = bytes.fromhex(os.environ["NULL_ENGINE_KEY"])
     with Listener(address, family="AF_UNIX", backlog=16, authkey=key) as listener:
         print("listening", flush=True)
+        num_accepted = 0
         while True:
             try:
                 connection = listener.accept()
             except (AuthenticationError, EOFError, OSError):
                 continue
-            conversation = Conversation(connection, script, int(life))
+            conversation = Conversation(connection, script, int(life) + num_accepted)
+            num_accepted += 1
             Thread(target=conversation.run, args=(ready,), daemon=True).start()
 
 

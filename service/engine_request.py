@@ -1,0 +1,125 @@
+"""One unfinished request, as its worker sees it: what came, what was taken, what is still open.
+
+It can be sent to one engine after another: each gets the tokens delivered so far as prefixes, and
+only the sequences that are still open.
+"""
+
+import asyncio
+
+import msgspec
+
+from inference.protocol import Delta, Finish, FinishReason, Generate, Timings
+from service.errors import ServiceError
+
+
+class ProtocolViolation(Exception):
+    """The engine sent what no request of ours can have."""
+
+
+class EngineRequest:
+    """A request between its registration and its end; lives on the event loop.
+
+    is_aboard: the engine that is connected has it. num_losses: engines it was aboard of and lost.
+    is_over: ended, and all of it taken.
+    """
+
+    def __init__(self, request: Generate) -> None:
+        self.request_id = request.request_id
+        self.is_aboard = False
+        self.num_losses = 0
+        self._request = request
+        # Per sequence, what a next engine would get as its prefix.
+        self._delivered = [list(prefix) for prefix in request.output_prefixes] or [
+            [] for _ in range(request.num_sequences)
+        ]
+        self._open = list(range(request.num_sequences))
+        # The engine numbers the sequences it was sent; this is what they are to the consumer.
+        self._aboard_as = self._open.copy()
+        self._untaken: dict[int, Delta] = {}
+        self._error: ServiceError | None = None
+        self._taker: asyncio.Future[None] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether nothing more can come."""
+        return not self._open or self._error is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether there is nothing more to take."""
+        return not self._open and not self._untaken
+
+    def message(self) -> Generate:
+        """Write what the next engine is to be sent."""
+        self._aboard_as = self._open.copy()
+        if len(self._open) == self._request.num_sequences and not any(self._delivered):
+            return self._request
+        return msgspec.structs.replace(
+            self._request,
+            num_sequences=len(self._open),
+            output_prefixes=[self._delivered[index].copy() for index in self._open],
+        )
+
+    def add(self, delta: Delta) -> None:
+        """Take what the engine sent.
+
+        Raises:
+            ProtocolViolation: for a sequence that is not open.
+        """
+        if not 0 <= delta.index < len(self._aboard_as):
+            raise ProtocolViolation("no such sequence")
+        index = self._aboard_as[delta.index]
+        if index not in self._open:
+            raise ProtocolViolation("the sequence has ended")
+        self._delivered[index].extend(delta.token_ids)
+        if delta.finish is not None:
+            self._open.remove(index)
+        earlier = self._untaken.get(index)
+        if earlier is not None:
+            # A consumer slower than the engine costs one list a sequence, however slow it is.
+            earlier.token_ids.extend(delta.token_ids)
+            earlier.logprobs.extend(delta.logprobs)
+            delta = msgspec.structs.replace(
+                delta, token_ids=earlier.token_ids, logprobs=earlier.logprobs
+            )
+        self._untaken[index] = (
+            delta if delta.index == index else msgspec.structs.replace(delta, index=index)
+        )
+        self._wake()
+
+    def cancel(self) -> None:
+        """End all open sequences as cancelled."""
+        self._aboard_as = self._open.copy()
+        for wire_index, index in enumerate(self._aboard_as):
+            finish = Finish(
+                reason=FinishReason.CANCELLED,
+                num_output_tokens=len(self._delivered[index]),
+                timings=Timings(),
+            )
+            self.add(Delta(request_id=self.request_id, index=wire_index, finish=finish))
+
+    def fail(self, error: ServiceError) -> None:
+        """End the request; what came before is still given."""
+        self._error = error
+        self._wake()
+
+    async def take(self) -> list[Delta]:
+        """Wait for something to come, and give all of it, merged by sequence.
+
+        Raises:
+            ServiceError: the request failed, and everything before that was taken.
+        """
+        while not self._untaken:
+            if self._error is not None:
+                raise self._error
+            self._taker = asyncio.get_running_loop().create_future()
+            try:
+                await self._taker
+            finally:
+                self._taker = None
+        taken, self._untaken = self._untaken, {}
+        return list(taken.values())
+
+    def _wake(self) -> None:
+        if self._taker is not None and not self._taker.done():
+            self._taker.set_result(None)
