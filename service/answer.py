@@ -144,7 +144,9 @@ class _Answer:
             certain, stop = stops.feed(self._detokenizer.feed([token_id]))
             text += certain
             if stop is not None:
-                finish = AnswerFinish(FinishReason.STOP, "", stop, self._num_tokens + place, None)
+                finish = AnswerFinish(
+                    FinishReason.STOP, "", stop, self._num_tokens + place, delta.finish
+                )
                 return self._delta(text, delta, finish, num_tokens=place)
         self._num_tokens += len(delta.token_ids)
         if delta.finish is None:
