@@ -43,8 +43,8 @@ def run_worker(
     """
 
     async def serve() -> int:
+        pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
         async with EngineClient(address, authkey) as engine:
-            pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
             app = create_app(settings, engine, pool)
             server = _Server(_uvicorn_config(settings, app))
             _obey(server, control)
@@ -53,6 +53,7 @@ def run_worker(
                 tasks.start_soon(_report_life, server, engine, control)
                 await server.serve(sockets=[socket])
                 tasks.cancel_scope.cancel()
+            pool.close()
             return 1 if engine.has_failed else 0
 
     sys.exit(anyio.run(serve, backend_options={"use_uvloop": True}))
