@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.protocol import SamplingParams
+from inference.transfer import to_device
 
 
 class UsedTokens:
@@ -85,8 +86,8 @@ def apply_penalties(scores: Tensor, penalized: Sequence[Penalized]) -> None:
     lengths = [len(p.used.token_ids) for p in penalized]
     factors = np.repeat([p.params.repetition_penalty for p in penalized], lengths)
     losses = np.concatenate([_losses(p.used.output_counts, p.params) for p in penalized])
-    index = torch.from_numpy(places).to(scores.device)
-    factor, loss = torch.from_numpy(np.stack([factors, losses]).astype(np.float32)).to(index.device)
+    index = to_device(places, scores.device)
+    factor, loss = to_device(np.stack([factors, losses]).astype(np.float32), scores.device)
     values = scores.view(-1)[index]
     values = torch.where(values < 0, values * factor, values / factor) - loss
     scores.view(-1)[index] = values

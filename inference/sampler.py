@@ -16,6 +16,7 @@ from inference.grammar import GrammarMatcher
 from inference.noise import exponential_noise, noise_key
 from inference.penalties import Penalized, UsedTokens, apply_penalties, has_penalties
 from inference.protocol import RefusalCode, SamplingParams, TokenLogprob
+from inference.transfer import to_device
 
 # Below it the likeliest token wins by far more than float32 can tell.
 GREEDY_TEMPERATURE = 1e-5
@@ -140,7 +141,7 @@ class Sampler:
         if all(row.is_plain for row in rows):
             return SampledTokens(scores.argmax(dim=-1).tolist(), [None] * len(rows))
         asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        raw_logprobs = scores[asking].log_softmax(dim=-1) if asking else None
+        raw_logprobs = _select(scores, asking).log_softmax(dim=-1) if asking else None
         _edit(scores, rows)
         token_ids = _choose(scores, rows)
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
@@ -168,8 +169,8 @@ def _edit(scores: Tensor, rows: Sequence[SamplerState]) -> None:
     flat = scores.view(-1)
     bias = {i * vocab_size + t: b for i, row in enumerate(rows) for t, b in row.bias.items()}
     if bias:
-        values = torch.tensor(list(bias.values()), dtype=scores.dtype, device=scores.device)
-        flat.index_add_(0, torch.tensor(list(bias), device=scores.device), values)
+        values = to_device(np.array(list(bias.values()), np.float32), scores.device)
+        flat.index_add_(0, _index(list(bias), scores.device), values)
     penalized = [
         Penalized(i, row.used, row.params) for i, row in enumerate(rows) if row.used is not None
     ]
@@ -184,11 +185,11 @@ def _edit(scores: Tensor, rows: Sequence[SamplerState]) -> None:
         for token_id in row.unwanted_token_ids
     ]
     if unwanted:
-        flat.index_fill_(0, torch.tensor(unwanted, device=scores.device), -torch.inf)
+        flat.index_fill_(0, _index(unwanted, scores.device), -torch.inf)
     if forbidden is not None:
         masked = _select(scores, constrained).masked_fill_(forbidden, -torch.inf)
         if len(constrained) < len(rows):
-            scores[constrained] = masked
+            scores.index_copy_(0, _index(constrained, scores.device), masked)
 
 
 def _forbidden_tokens(
@@ -196,17 +197,13 @@ def _forbidden_tokens(
 ) -> Tensor:
     """Ask the grammars: bool [num_constrained, vocab_size], True where a token must not come."""
     vocab_size = scores.shape[1]
-    on_gpu = scores.is_cuda
-    words = torch.empty(
-        len(constrained), -(-vocab_size // 32), dtype=torch.int32, pin_memory=on_gpu
-    )
-    lines = words.numpy()
-    for line, i in zip(lines, constrained, strict=True):
+    words = np.empty((len(constrained), -(-vocab_size // 32)), np.int32)
+    for line, i in zip(words, constrained, strict=True):
         matcher = rows[i].matcher
         if matcher is not None:
             matcher.fill_mask(line)
-    octets = words.to(scores.device, non_blocking=True).view(torch.uint8)
-    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=scores.device)
+    octets = to_device(words.view(np.uint8), scores.device)
+    bits = 1 << torch.arange(8, dtype=torch.uint8, device=scores.device)
     allowed = octets[:, :, None] & bits  # [num_constrained, num_octets, 8]
     return (allowed == 0).flatten(1)[:, :vocab_size]
 
@@ -219,7 +216,9 @@ def _choose(scores: Tensor, rows: Sequence[SamplerState]) -> list[int]:
     chosen = []
     if greedy:
         chosen.append(_select(scores, greedy).argmax(dim=-1))
-    chosen += [_draw(scores[slab], [rows[i] for i in slab]) for slab in _slabs(uncut, scores)]
+    chosen += [
+        _draw(_select(scores, slab), [rows[i] for i in slab]) for slab in _slabs(uncut, scores)
+    ]
     if cut:
         token_ids, is_certain = _draw_from_top(_select(scores, cut), [rows[i] for i in cut])
         chosen += [token_ids, is_certain.long()]
@@ -228,7 +227,9 @@ def _choose(scores: Tensor, rows: Sequence[SamplerState]) -> list[int]:
     certain = values[len(rows) :]
     unsure = [i for i, is_certain in zip(cut, certain, strict=True) if not is_certain]
     for slab in _slabs(unsure, scores):
-        token_ids, _ = _draw_from_top(scores[slab], [rows[i] for i in slab], scores.shape[1])
+        token_ids, _ = _draw_from_top(
+            _select(scores, slab), [rows[i] for i in slab], scores.shape[1]
+        )
         by_row.update(zip(slab, token_ids.tolist(), strict=True))
     return [by_row[i] for i in range(len(rows))]
 
@@ -274,13 +275,9 @@ def _draw_from_top(
 
 def _total_weight(scores: Tensor, temperature: Tensor, best: Tensor) -> Tensor:
     """Sum exp(scores / temperature - best) over the vocabulary: [num_rows, 1]."""
-    slabs = _slabs(range(len(scores)), scores)
-    return torch.cat(
-        [
-            (scores[slab[0] : slab[-1] + 1] / temperature[slab]).sub_(best[slab]).exp_().sum(dim=1)
-            for slab in slabs
-        ]
-    )[:, None]
+    height = _slab_height(scores)
+    parts = zip(*(part.split(height) for part in (scores, temperature, best)), strict=True)
+    return torch.cat([(s / t).sub_(b).exp_().sum(dim=1, keepdim=True) for s, t, b in parts])
 
 
 def _race(scores: Tensor, token_ids: Tensor, keys: Tensor) -> Tensor:
@@ -293,19 +290,18 @@ def _race(scores: Tensor, token_ids: Tensor, keys: Tensor) -> Tensor:
 
 def _cuts(rows: Sequence[SamplerState], device: torch.device) -> _Cuts:
     params = [row.params for row in rows]
-    whole = torch.tensor([[row.noise_key, row.params.top_k] for row in rows], device=device)
+    keys_and_counts = np.array([[row.noise_key, row.params.top_k] for row in rows], np.int64)
     top_ps = [p.top_p if p.top_p < 1 else np.inf for p in params]
     log_min_ps = [np.log(p.min_p) if p.min_p > 0 else -np.inf for p in params]
     temperatures = [p.temperature for p in params]
-    real = torch.tensor(
-        list(zip(temperatures, top_ps, log_min_ps, strict=True)), dtype=torch.float32, device=device
-    )
+    reals = np.array([temperatures, top_ps, log_min_ps], np.float32).T.copy()
+    whole, real = to_device(keys_and_counts, device), to_device(reals, device)
     return _Cuts(*whole.split(1, dim=1), *real.split(1, dim=1))
 
 
 def _logprobs(raw: Tensor, chosen: list[int], counts: list[int]) -> list[TokenLogprob]:
     """Read off log probabilities [num_rows, vocab_size], the counts likeliest ones best first."""
-    of_chosen = raw.gather(1, torch.tensor(chosen, device=raw.device)[:, None])
+    of_chosen = raw.gather(1, _index(chosen, raw.device)[:, None])
     values, token_ids = raw.topk(max(counts), dim=1)
     lines = torch.cat([of_chosen.double(), values.double(), token_ids.double()], dim=1).tolist()
     width = values.shape[1]
@@ -319,16 +315,25 @@ def _logprobs(raw: Tensor, chosen: list[int], counts: list[int]) -> list[TokenLo
     ]
 
 
-def _select(scores: Tensor, rows: list[int]) -> Tensor:
+def _select(scores: Tensor, rows: Sequence[int]) -> Tensor:
     """Take rows: scores itself when it is all of them, else a copy."""
-    return scores if len(rows) == scores.shape[0] else scores[rows]
+    if len(rows) == scores.shape[0]:
+        return scores
+    return scores.index_select(0, _index(rows, scores.device))
 
 
-def _slabs(rows: Sequence[int], scores: Tensor) -> list[Sequence[int]]:
-    """Part rows so that work on a part's whole vocabulary stays in the CPU's cache."""
-    num_values = SLAB_VALUES_CUDA if scores.is_cuda else SLAB_VALUES_CPU
-    height = max(1, num_values // scores.shape[1])
+def _index(places: Sequence[int], device: torch.device) -> Tensor:
+    return to_device(np.array(places, np.int64), device)
+
+
+def _slabs(rows: list[int], scores: Tensor) -> list[list[int]]:
+    height = _slab_height(scores)
     return [rows[start : start + height] for start in range(0, len(rows), height)]
+
+
+def _slab_height(scores: Tensor) -> int:
+    num_values = SLAB_VALUES_CUDA if scores.is_cuda else SLAB_VALUES_CPU
+    return max(1, num_values // scores.shape[1])
 
 
 def _is_cut(params: SamplingParams) -> bool:

@@ -384,6 +384,24 @@ def test_grammar_decides_and_end_tokens_wait_for_it(params: dict[str, Any]) -> N
     assert last == [eos]  # min_tokens cannot ask for what the grammar does not have
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_chooses_what_the_cpu_chooses() -> None:
+    logits = some_logits(60)
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 9}, {"top_p": 0.9}, {"min_p": 0.1}]
+    asked: list[dict[str, Any]] = [
+        {"logit_bias": {7: 3.0}},
+        {"presence_penalty": 1.0, "repetition_penalty": 1.2},
+        {"min_tokens": 60},
+    ]
+    rows = [
+        state(output=range(i % 40), seed=i, temperature=i % 3 / 2, **cuts[i % 4], **asked[i % 3])
+        for i in range(60)
+    ]
+
+    assert sample(logits.cuda(), *rows) == sample(logits, *rows)
+
+
 def test_noise_is_splitmix64() -> None:
     """The first outputs of the published generator from state 0."""
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
