@@ -1,0 +1,85 @@
+import os
+import signal
+import threading
+
+import httpx
+import pytest
+
+ANSWER = "a red circle"
+
+
+@pytest.fixture
+def question(picture, ask):
+    return ask("What is in this image?", picture("red", "circle"))
+
+
+@pytest.fixture(autouse=True)
+def whole_again(service, wait_until):
+    """Leave the service as the next test expects it."""
+    yield
+    wait_until(lambda: len(service.workers()) == 4 and service.is_healthy(), explain=service.log)
+
+
+def test_a_killed_worker_is_replaced_while_the_others_answer(service, wait_until, question):
+    engine = service.inference().pid
+    lost, *others = [worker.pid for worker in service.workers()]
+
+    os.kill(lost, signal.SIGKILL)
+
+    statuses = []
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        for _ in range(8):
+            reply = client.post("/v1/chat", json=question)
+            statuses.append((reply.status_code, reply.json()["result"]))
+    assert statuses == [(200, ANSWER)] * 8
+    wait_until(lambda: len(service.workers()) == 4)
+    now = {worker.pid for worker in service.workers()}
+    assert set(others) < now
+    assert lost not in now
+    assert service.inference().pid == engine
+
+
+def test_a_killed_image_process_costs_no_later_request(service, client, question):
+    for _ in range(16):  # so that every worker has one
+        client.post("/v1/chat", json=question)
+    for process in service.image_processes():
+        process.kill()
+
+    replies = [client.post("/v1/chat", json=question).status_code for _ in range(16)]
+
+    # Each worker finds its loss with the next picture, and blames that one at most.
+    assert replies[-8:] == [200] * 8
+    assert set(replies) <= {200, 400}
+
+
+def test_requests_under_way_outlive_a_killed_engine(service, ask, wait_until):
+    engine = service.inference()
+    long_question = ask("Count from 1 to 30")
+    answers: list[str] = []
+
+    def post() -> None:
+        with httpx.Client(base_url=service.url, timeout=120) as client:
+            answers.append(client.post("/v1/chat", json=long_question).json()["result"])
+
+    engine.suspend()  # so that they are all under way when it dies
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: service_has_connections(service, 8))
+    engine.kill()
+    for thread in threads:
+        thread.join()
+
+    assert answers == [", ".join(str(number) for number in range(1, 31))] * 8
+    assert service.inference().pid != engine.pid
+
+
+def service_has_connections(service, count: int) -> bool:
+    port = int(service.url.rpartition(":")[2])
+    established = [
+        connection
+        for worker in service.workers()
+        for connection in worker.net_connections("tcp")
+        if connection.status == "ESTABLISHED" and connection.laddr.port == port
+    ]
+    return len(established) >= count
