@@ -27,7 +27,10 @@ _MARK_END = "\U000f0001"
 
 
 class ChatTemplate:
-    """Renders messages to plain text and the special tokens between its pieces."""
+    """Renders messages to plain text and the special tokens between its pieces.
+
+    common_texts: pieces that most conversations share, such as what opens the assistant's turn.
+    """
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, int], variables: Mapping[str, str]
@@ -50,7 +53,9 @@ class ChatTemplate:
         environment = _environment()
         self._template = environment.from_string(self._marked(source))
         self._variables = {name: self._marked(text) for name, text in variables.items()}
-        self._check(environment.from_string(source).render(**_probe(), **variables))
+        self.common_texts = self._checked(
+            environment.from_string(source).render(**_probe(), **variables)
+        )
 
     def render(self, messages: Sequence[Fields], tools: Sequence[Fields] | None = None) -> Segments:
         """Render messages, ready for the assistant's answer.
@@ -73,7 +78,7 @@ class ChatTemplate:
             lambda match: f"{self._mark_start}{self._special_tokens[match[0]]}{_MARK_END}", source
         )
 
-    def _check(self, plain: str) -> None:
+    def _checked(self, plain: str) -> frozenset[str]:
         """Compare with the unmarked template: both must agree on every special token."""
         spellings = {token_id: spelling for spelling, token_id in self._special_tokens.items()}
         segments = self.render(_probe()["messages"])
@@ -82,6 +87,7 @@ class ChatTemplate:
             raise ValueError(
                 "The chat template composes its special tokens in a way not supported."
             )
+        return frozenset(texts[::2])
 
 
 class _NamedTemplate(msgspec.Struct):
