@@ -24,7 +24,8 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         default: their decoders are the largest and the pictures are rare.
     max_decode_cpu_seconds: CPU time one picture may take; 10 s: twenty times what the largest
         honest one needs. Over it its process ends.
-    max_decode_memory_bytes: memory of a pool process; 2 GiB: three times the largest honest need.
+    max_decode_memory_bytes: memory of a decoder process; 2 GiB: three times what the largest honest
+        picture needs.
     """
 
     max_images: int = 16

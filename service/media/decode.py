@@ -1,6 +1,6 @@
-"""One picture's bytes to the pixels the model sees; runs in a pool process.
+"""One picture's bytes to the pixels the model sees; runs in a decoder process.
 
-Imports Pillow and the standard library only, so that a pool process starts quickly. Refuses by
+Imports Pillow and the standard library only, so that such a process starts quickly. Refuses by
 PictureRefused alone: nothing of a library's text leaves.
 """
 
@@ -106,10 +106,6 @@ def measure(encoded: bytes, source: SourceBounds) -> int:
     """
     with _opened(encoded, source) as (image, _):
         return image.width * image.height
-
-
-def preload() -> None:
-    """Do nothing: importing this module has made the process ready for its first picture."""
 
 
 def content_hash(height: int, width: int, pixels: bytes) -> bytes:

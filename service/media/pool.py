@@ -1,57 +1,79 @@
 """Decodes pictures in processes of their own, so that hostile bytes never meet a web worker.
 
-The pool is anyio's. A pool process runs the file of this process's `__main__` once more under the
-name `__mp_main__`, so `service/__main__.py` must import little and guard what it runs. anyio
-pickles what crosses; only bytes, numbers and names do, both ways.
+Knows which process is free and what a finding means for the client; not how pictures are decoded.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TypeVar
 
 import anyio
-import anyio.to_process
 import anyio.to_thread
+import structlog
 
 from service.conversation import ImagePart
 from service.errors import ClientError, ImageRefused, InternalError, ServiceError, TooLarge
 from service.media.budget import MediaLimits, check_images, check_total_pixels
-from service.media.confine import run_confined
-from service.media.decode import DecodedImage, SourceBounds, decode, measure, preload
-from service.media.refusal import PictureRefused, Refusal
+from service.media.decode import DecodedImage
+from service.media.decoder_messages import (
+    Decode,
+    Decoded,
+    DecoderReply,
+    DecoderRequest,
+    DecoderSettings,
+    Failed,
+    Hello,
+    Measure,
+    Measured,
+    Refused,
+)
+from service.media.decoder_process import DecoderDied, DecoderProcess
+from service.media.refusal import Refusal
 from service.media.resize import MAX_ASPECT_RATIO, ResizeBounds
 
 Found = TypeVar("Found")
-Arguments = TypeVarTuple("Arguments")
+
+_log = structlog.get_logger()
 
 
 class ImagePool:
     """A bounded number of processes that decode pictures, one each at a time.
 
-    A process that dies costs the picture it was busy with, nothing else: the next picture gets a
-    new one. A cancelled caller's process is killed. Processes idle for five minutes end; all end
-    with the event loop, or when this process is gone.
+    A picture is blamed for the second process that dies of it, or for one that ran out of CPU
+    time; no other picture suffers, and new processes take the dead ones' places. A cancelled
+    caller's process is killed. All end with `close`, or when this process is gone.
     """
 
     def __init__(self, limits: MediaLimits, *, num_processes: int) -> None:
         self._limits = limits
-        self._source = SourceBounds(formats=limits.formats, max_pixels=limits.max_image_pixels)
+        self._settings = DecoderSettings(
+            formats=limits.formats,
+            max_source_pixels=limits.max_image_pixels,
+            max_memory_bytes=limits.max_decode_memory_bytes,
+            max_cpu_seconds=limits.max_decode_cpu_seconds,
+        )
         self._num_processes = num_processes
-        self._processes = anyio.CapacityLimiter(num_processes)
-        # anyio copies the arguments before it waits for a process; this keeps waiting pictures
-        # from being held twice.
         self._turns = anyio.Semaphore(num_processes)
+        self._threads = anyio.CapacityLimiter(num_processes)
+        self._idle: list[DecoderProcess] = []
+        self._closed = False
 
     async def start(self) -> None:
-        """Start every process and import the decoders, so that no request waits for that.
+        """Start every process, so that no request waits for that.
 
         Raises:
-            ExceptionGroup: of anyio.BrokenWorkerProcess; the processes cannot start here.
+            ExceptionGroup: of InternalError; processes cannot start here.
         """
         async with anyio.create_task_group() as group:
             for _ in range(self._num_processes):
-                group.start_soon(self._call, preload)
+                group.start_soon(self._check_health)
+
+    def close(self) -> None:
+        """End the idle processes; those at work when they have answered. Idempotent."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
     async def decode(self, image: ImagePart, bounds: ResizeBounds) -> DecodedImage:
         """Decode one picture.
@@ -59,9 +81,21 @@ class ImagePool:
         Raises:
             ImageRefused: the picture cannot be used; `param` is the picture's.
             TooLarge: too many pixels.
-            InternalError: pool processes cannot start.
+            InternalError: the fault is ours.
         """
-        return await self._judge(image, decode, image.encoded, self._source, bounds)
+        request = Decode(num_bytes=len(image.encoded), bounds=bounds)
+        reply, pixels = await self._judge(request, image)
+        if not isinstance(reply, Decoded):
+            raise InternalError
+        return DecodedImage(
+            height=reply.height,
+            width=reply.width,
+            pixels=pixels,
+            content_hash=reply.content_hash,
+            source_height=reply.source_height,
+            source_width=reply.source_width,
+            source_format=reply.source_format,
+        )
 
     async def decode_all(
         self, images: Sequence[ImagePart], bounds: ResizeBounds
@@ -84,48 +118,69 @@ class ImagePool:
         # Only a request of many pictures can go over; it pays for a look at every header first.
         if len(places) * self._limits.max_image_pixels <= self._limits.max_total_pixels:
             return
-        num_pixels = await _side_by_side(
-            distinct, lambda image: self._judge(image, measure, image.encoded, self._source)
-        )
+        num_pixels = await _side_by_side(distinct, self._measure)
         check_total_pixels([num_pixels[place] for place in places], self._limits)
 
-    async def _judge(
-        self,
-        image: ImagePart,
-        function: Callable[[Unpack[Arguments]], Found],
-        *arguments: *Arguments,
-    ) -> Found:
-        """Run a pool function on a picture and turn its finding into the client's error."""
+    async def _measure(self, image: ImagePart) -> int:
+        reply, _ = await self._judge(Measure(num_bytes=len(image.encoded)), image)
+        if not isinstance(reply, Measured):
+            raise InternalError
+        return reply.num_pixels
+
+    async def _judge(self, request: DecoderRequest, image: ImagePart) -> tuple[DecoderReply, bytes]:
+        """Ask about a picture and turn a finding into the client's error."""
         try:
-            return await self._call(function, *arguments)
-        except PictureRefused as refused:
-            raise self._to_error(refused.refusal, image.param) from refused
-        except anyio.BrokenWorkerProcess as death:
+            reply, pixels = await self._try_twice(request, image.encoded)
+        except DecoderDied as death:
             await self._check_health()
             raise self._to_error(Refusal.INVALID, image.param) from death
+        match reply:
+            case Refused():
+                raise self._to_error(reply.refusal, image.param)
+            case Failed():
+                _log.error("decoder failed", error=reply.error)
+                raise InternalError
+            case _:
+                return reply, pixels
 
     async def _check_health(self) -> None:
         """Tell a picture that kills its process from a pool that cannot work at all."""
         try:
-            await self._call(preload)
-        except anyio.BrokenWorkerProcess as broken:
+            await self._ask(Hello(), b"")
+        except DecoderDied as broken:
             raise InternalError from broken
 
-    async def _call(
-        self,
-        function: Callable[[Unpack[Arguments]], Found],
-        *arguments: *Arguments,
-    ) -> Found:
+    async def _try_twice(
+        self, request: DecoderRequest, encoded: bytes
+    ) -> tuple[DecoderReply, bytes]:
+        """Ask again if the process died: that may have been another's doing."""
+        try:
+            return await self._ask(request, encoded)
+        except DecoderDied as death:
+            if death.out_of_time:
+                raise
+            return await self._ask(request, encoded)
+
+    async def _ask(self, request: DecoderRequest, encoded: bytes) -> tuple[DecoderReply, bytes]:
         async with self._turns:
-            return await anyio.to_process.run_sync(
-                run_confined,
-                self._limits.max_decode_memory_bytes,
-                self._limits.max_decode_cpu_seconds,
-                function,
-                *arguments,
-                cancellable=True,
-                limiter=self._processes,
-            )
+            process = self._idle.pop() if self._idle else DecoderProcess(self._settings)
+            answered = False
+            try:
+                answer = await anyio.to_thread.run_sync(
+                    process.ask,
+                    request,
+                    encoded,
+                    abandon_on_cancel=True,
+                    limiter=self._threads,
+                )
+                answered = True
+            finally:
+                # Synchronous: nothing here can be cancelled.
+                if answered and not self._closed:
+                    self._idle.append(process)
+                else:
+                    process.discard()
+            return answer
 
     def _to_error(self, refusal: Refusal, param: str) -> ClientError:
         match refusal:

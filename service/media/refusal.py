@@ -1,4 +1,4 @@
-"""Why a picture was refused, as a word that crosses from a pool process; texts are elsewhere."""
+"""Why a picture was refused, as a word that crosses from a decoder process; texts are elsewhere."""
 
 from enum import StrEnum
 

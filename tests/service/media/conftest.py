@@ -23,11 +23,6 @@ def encode() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def bounds() -> ResizeBounds:
-    return ResizeBounds(factor=32, min_pixels=65_536, max_pixels=4_194_304)
-
-
-@pytest.fixture(scope="session")
 def source() -> SourceBounds:
     return SourceBounds(formats=ALL_FORMATS, max_pixels=36_000_000)
 

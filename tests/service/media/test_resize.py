@@ -39,4 +39,4 @@ def test_sizes_are_whole_multiples_within_the_published_bounds(height, width):
 
 
 def test_a_ratio_of_exactly_200_is_taken():
-    assert (32, 6400) == smart_resize(32, 6400, factor=32, min_pixels=65_536, max_pixels=4_194_304)
+    assert smart_resize(32, 6400, factor=32, min_pixels=65_536, max_pixels=4_194_304) == (32, 6400)
