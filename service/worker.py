@@ -23,6 +23,7 @@ from service.app import create_app
 from service.chat import Chat
 from service.config import Settings
 from service.engine_client import EngineClient
+from service.http_protocol import HttpProtocol
 from service.media.pool import ImagePool
 
 _HEARTBEAT_SECONDS = 1.0
@@ -87,7 +88,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
