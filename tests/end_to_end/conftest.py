@@ -57,9 +57,10 @@ class Service:
         return self._log.read_text()
 
     def processes(self) -> list[psutil.Process]:
-        """The supervisor and everything below it."""
+        """The supervisor and everything below it that lives."""
         supervisor = psutil.Process(self.process.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
+        family = [supervisor, *supervisor.children(recursive=True)]
+        return [each for each in family if each.status() != psutil.STATUS_ZOMBIE]
 
     def children(self, title: str) -> list[psutil.Process]:
         """The supervisor's living children whose title begins so."""
