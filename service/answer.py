@@ -4,6 +4,7 @@ The last step before a dialect's JSON or events; knows no dialect and no wire.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -98,22 +99,23 @@ async def answer(
     }
     running = set(unfinished)
     try:
-        async for delta in engine.generate(request):
-            if delta.finish is not None:
-                running.discard(delta.index)
-            growing = unfinished.get(delta.index)
-            if growing is None:
-                continue  # a stop string ended it; the engine went on for the others' sake
-            grown = growing.grow(delta)
-            if grown.finish is not None:
-                del unfinished[delta.index]
-            if running and not unfinished:
-                # Before the consumer gets to work: it may take its time.
-                engine.cancel(request.request_id)
-                running.clear()
-            yield grown
-            if not unfinished:
-                return
+        async with aclosing(engine.generate(request)) as deltas:
+            async for delta in deltas:
+                if delta.finish is not None:
+                    running.discard(delta.index)
+                growing = unfinished.get(delta.index)
+                if growing is None:
+                    continue  # a stop string ended it; the engine went on for the others' sake
+                grown = growing.grow(delta)
+                if grown.finish is not None:
+                    del unfinished[delta.index]
+                if running and not unfinished:
+                    # Before the consumer gets to work: it may take its time.
+                    engine.cancel(request.request_id)
+                    running.clear()
+                yield grown
+                if not unfinished:
+                    return
     finally:
         if running:
             engine.cancel(request.request_id)

@@ -29,7 +29,7 @@ from inference.protocol import (
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 FIRST_RETRY_SECONDS = 0.02
-LAST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 0.25
 CLOSE_SECONDS = 2.0
 
 _log = structlog.get_logger()
@@ -169,7 +169,7 @@ class EngineLink:
         except (EOFError, OSError):
             pass
         except FrameError as error:
-            _log.error("engine_frame_invalid", error=str(error))  # noqa: TRY400
+            _log.error("engine_frame_invalid", error=str(error))
         finally:
             self._line = None
             line.close(writer)

@@ -30,6 +30,7 @@ SPELLINGS = [
     "<|im_end|>\n",
     "<|endoftext|>",
     "<|im_<|im_end|>end|>",
+    "\U000f00001005\U000f0001",  # as the marks in our templates, but for the secret
     "<~im_end~>",  # a template below makes a special token's spelling of it
 ]
 FRAGMENTS = [
