@@ -17,13 +17,13 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_image_bytes: encoded bytes of one; 20 MiB: any camera's JPEG, and what hosted APIs take.
     max_total_bytes: encoded bytes of all of a request's; 64 MiB: legal pictures must not add up
         without end.
-    max_image_pixels: width times height of one, from its header; 36 megapixels: about 0.6 GB while
+    max_image_pixels: width times height of one, from its header; 36 megapixels: up to 0.7 GB while
         decoding.
     max_total_pixels: the same over all of a request's; 200 megapixels: sixteen 12-megapixel photos.
     formats: of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `tiff`; the last two are off by
         default: their decoders are the largest and the pictures are rare.
-    max_decode_cpu_seconds: CPU time one picture may take; 10 s: twenty times what the largest
-        honest one needs. Over it its process ends.
+    max_decode_cpu_seconds: CPU time one picture may take; 10 s: five times what the largest honest
+        one needs. Over it its process ends.
     max_decode_memory_bytes: memory of a decoder process; 2 GiB: three times what the largest honest
         picture needs.
     """

@@ -103,7 +103,8 @@ def _to_srgb(colour: Image.Image, profile: object) -> Image.Image:
             return _apply_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass  # broken, or made for another mode: the picture is still good without it
-    return colour.convert("RGB")
+    # `convert` would copy what needs no change.
+    return colour if colour.mode == "RGB" else colour.convert("RGB")
 
 
 def _apply_profile(colour: Image.Image, profile: bytes) -> Image.Image:

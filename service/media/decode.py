@@ -75,6 +75,8 @@ class DecodedImage:
 def decode(encoded: bytes, source: SourceBounds, bounds: ResizeBounds) -> DecodedImage:
     """Decode the first frame and resize it, bicubic, as transformers' Pillow processor does.
 
+    A large JPEG is decoded whole: its own reduced sizes are quicker, but give other pixels.
+
     Raises:
         PictureRefused: with the finding.
     """

@@ -4,6 +4,7 @@ Threads, because writing a file and reading pixels there leave the event loop fr
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ class DecoderProcess:
                     msgspec.json.encode(self._settings).decode(),
                 ],
                 cwd=_ROOT,
+                env=_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -125,3 +127,10 @@ class DecoderProcess:
             with contextlib.suppress(BrokenPipeError):
                 cast("BinaryIO", pipe).close()
         return status
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without its settings, which hold keys no decoder needs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOUPE_")}
+    # glibc raises its own threshold with use and then keeps a large picture's memory for good.
+    return kept | {"MALLOC_MMAP_THRESHOLD_": str(1024 * 1024)}

@@ -93,6 +93,10 @@ def command_of(process: int) -> bytes:
         return b""
 
 
+def environment_of(process: int) -> bytes:
+    return Path(f"/proc/{process}/environ").read_bytes()
+
+
 async def until_gone(processes: set[int]) -> None:
     with anyio.fail_after(30):
         while processes & pool_processes():  # noqa: ASYNC110 - another process has no event to set
@@ -257,6 +261,15 @@ async def test_processes_that_cannot_start_are_our_fault(pool, picture, monkeypa
 
     with pytest.raises(InternalError):
         await pool.decode(picture(10), BOUNDS)
+
+
+async def test_decoders_do_not_know_the_services_settings(pool, monkeypatch):
+    monkeypatch.setenv("LOUPE_API_KEYS", "7f3a")
+    await pool.start()
+    environments = [environment_of(process) for process in pool_processes()]
+
+    assert len(environments) == 2
+    assert not any(b"LOUPE_" in environment for environment in environments)
 
 
 async def test_callers_cancelled_while_processes_start_leave_none_behind(pool, picture):
