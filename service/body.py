@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from email.message import Message
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
+import anyio
 from litestar.types import Receive, Scope
 
 from service.errors import MediaTypeUnsupported, RequestInvalid, TooLarge
 from service.presence import ClientGone
 
 Sink = Callable[[bytes], object]
+
+_DISCARD_SECONDS = 2.0
 
 
 class MediaType(NamedTuple):
@@ -50,7 +53,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) 
         ClientGone: the connection closed first.
     """
     if _announced_bytes(scope) > max_bytes:
-        raise _body_too_large(max_bytes)
+        await _refuse_unread(receive, max_bytes)
     num_bytes = 0
     while True:
         message = await receive()
@@ -58,7 +61,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) 
             raise ClientGone
         num_bytes += len(message["body"])
         if num_bytes > max_bytes:
-            raise _body_too_large(max_bytes)
+            await _refuse_unread(receive, max_bytes)
         sink(message["body"])
         if not message["more_body"]:
             return
@@ -72,8 +75,13 @@ def _announced_bytes(scope: Scope) -> int:
     return 0
 
 
-def _body_too_large(max_bytes: int) -> TooLarge:
-    return TooLarge("body_too_large", f"The body is larger than {max_bytes} bytes.")
+async def _refuse_unread(receive: Receive, max_bytes: int) -> NoReturn:
+    # Closing on unread bytes resets the connection, and a client still sending would not see why.
+    # Most are done sending soon; nothing of it is kept.
+    with anyio.move_on_after(_DISCARD_SECONDS):
+        while (message := await receive())["type"] == "http.request" and message["more_body"]:
+            pass
+    raise TooLarge("body_too_large", f"The body is larger than {max_bytes} bytes.")
 
 
 def _parameter(message: Message, name: str) -> str | None:

@@ -15,7 +15,6 @@ from service.errors import (
     RequestInvalid,
     ServerError,
     ServiceError,
-    TooLarge,
 )
 
 _DEFAULT_RETRY_SECONDS = 1.0
@@ -29,8 +28,8 @@ def reply_headers(error: ServiceError) -> dict[str, str]:
     """
     if isinstance(error, ClientError):
         headers = {"x-should-retry": "false"}
-        if isinstance(error, TooLarge):
-            headers["connection"] = "close"  # the rest of the body is not worth reading
+        if error.code == "body_too_large":
+            headers["connection"] = "close"  # what is still on its way is not worth reading
         return headers
     headers = {"x-should-retry": "true"}
     if isinstance(error, ServerError) and error.status == 503:

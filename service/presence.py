@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from litestar.types import Receive
 
-from service.errors import BodyTimeout, DeadlineExceeded
+from service.errors import BodyTimeout, DeadlineExceeded, EngineUnavailable
 
 
 class ClientGone(Exception):
@@ -51,8 +51,9 @@ class Presence:
 class Attendance:
     """The body of this context is cancelled at the deadline and, once watched, with the client.
 
-    Leaving it then raises ClientGone, BodyTimeout (not yet watched) or DeadlineExceeded. Closing is
-    synchronous, so that it also completes while the surrounding task is being cancelled.
+    Leaving it then raises ClientGone, BodyTimeout (not yet watched) or DeadlineExceeded; when the
+    server itself cancels it, EngineUnavailable. Closing is synchronous, so that it also completes
+    while the surrounding task is being cancelled.
     """
 
     def __init__(self, task_group: TaskGroup, receive: Receive, deadline: float) -> None:
@@ -75,11 +76,13 @@ class Attendance:
         if self._watching is not None:
             self._watching.cancel()
         self._work.__exit__(error_type, error, traceback)
-        if not self._work.cancelled_caught:
-            return
-        if self._client_gone:
-            raise ClientGone
-        raise BodyTimeout if self._watching is None else DeadlineExceeded
+        if self._work.cancelled_caught:
+            if self._client_gone:
+                raise ClientGone
+            raise BodyTimeout if self._watching is None else DeadlineExceeded
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            # The server cancels what outlasts its drain time; the client is told while it can be.
+            raise EngineUnavailable("engine_stopping", "The service is stopping.") from error
 
     def watch(self) -> None:
         """Watch the connection from here on; the request's body has been read."""

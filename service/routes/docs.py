@@ -6,6 +6,7 @@ from pathlib import Path
 from litestar import get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
 from service.openapi import render_document
@@ -41,7 +42,7 @@ def docs_handlers() -> list[HTTPRouteHandler]:
         return _file(*files["index.html"])
 
     @get("/docs/{name:str}")
-    async def asset(name: str) -> ASGIResponse:
+    async def asset(name: FromPath[str]) -> ASGIResponse:
         if name not in files:
             raise NotFoundException
         return _file(*files[name])

@@ -1,0 +1,205 @@
+"""The application behind a real server, with an engine that says what a test wants."""
+
+import base64
+import contextlib
+import io
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.lowlevel
+import httpx
+import msgspec
+import pytest
+import structlog
+import uvicorn
+from PIL import Image
+from tokenizers import Tokenizer
+
+from inference.protocol import (
+    Delta,
+    Finish,
+    FinishReason,
+    Generate,
+    ModelFacts,
+    Stats,
+    Timings,
+)
+from service.app import create_app
+from service.config import Settings
+from service.media.budget import MediaLimits
+from service.media.pool import ImagePool
+
+
+class ScriptedEngine:
+    """What the web side sees of an engine; a test writes its lines.
+
+    pieces: one delta each. error: raised after them. holds: when set, nothing comes after the first
+    piece until the event. requests, cancelled: what it was told. unfinished: ids in work.
+    """
+
+    def __init__(self, model: ModelFacts, encode: Callable[[str], list[int]]) -> None:
+        self._encode = encode
+        self._facts = model
+        self.reset()
+
+    def reset(self) -> None:
+        self.model: ModelFacts | None = self._facts
+        self.stats: Stats | None = Stats(gpu_memory_used_bytes=3 * 2**29)
+        self.is_ready = True
+        self.pieces = ["A red", " circle."]
+        self.error: Exception | None = None
+        self.holds: anyio.Event | None = None
+        self.requests: list[Generate] = []
+        self.cancelled: list[str] = []
+        self.unfinished: set[str] = set()
+
+    async def wait_ready(self) -> None:
+        await eventually(lambda: self.is_ready)
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self.unfinished:
+            self.cancelled.append(request_id)
+            self.unfinished.discard(request_id)
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
+        assert request.request_id not in self.unfinished
+        self.requests.append(request)
+        self.unfinished.add(request.request_id)
+        num_tokens = 0
+        for place, piece in enumerate(self.pieces):
+            if self.holds is not None and place > 0:
+                await self.holds.wait()
+            token_ids = self._encode(piece)
+            num_tokens += len(token_ids)
+            yield Delta(request_id=request.request_id, token_ids=token_ids)
+            await anyio.lowlevel.checkpoint()
+        if self.holds is not None:
+            await self.holds.wait()
+        self.unfinished.discard(request.request_id)
+        if self.error is not None:
+            raise self.error
+        finish = Finish(
+            reason=FinishReason.STOP,
+            num_output_tokens=num_tokens + 1,
+            num_cached_tokens=2,
+            timings=Timings(prefill_seconds=0.01),
+        )
+        yield Delta(request_id=request.request_id, finish=finish)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - nothing sets an event
+            await anyio.sleep(0.01)
+
+
+class Service(NamedTuple):
+    """A running server; client speaks to it, port is where it listens."""
+
+    client: httpx.AsyncClient
+    engine: ScriptedEngine
+    port: int
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    engine: object, *, drain_seconds: int = 5, **settings: object
+) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """Serve the application on a free loopback port."""
+    media = MediaLimits(max_images=3, max_image_bytes=100_000, max_total_bytes=150_000)
+    defaults: dict[str, object] = {"media": media, "max_body_bytes": 300_000}
+    pool = ImagePool(media, num_processes=1)
+    app = create_app(
+        Settings(**{**defaults, **settings}),  # type: ignore[arg-type]
+        engine,  # type: ignore[arg-type]
+        pool,
+    )
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    with contextlib.closing(pool), socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            await eventually(lambda: server.started)
+            base_url = f"http://127.0.0.1:{port}"
+            async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=10) as client:
+                yield client, port
+            server.should_exit = True
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path, read_model_facts: Callable[[Path], ModelFacts]) -> ModelFacts:
+    """The demo checkpoint's facts, with a bound that keeps pictures small."""
+    return msgspec.structs.replace(read_model_facts(checkpoint), max_pixels=128 * 128)
+
+
+@pytest.fixture(scope="session")
+def new_engine(model: ModelFacts, checkpoint: Path) -> Callable[[], ScriptedEngine]:
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    return lambda: ScriptedEngine(model, lambda text: tokenizer.encode(text).ids)
+
+
+@pytest.fixture(scope="module")
+async def running(new_engine: Callable[[], ScriptedEngine]) -> AsyncIterator[Service]:
+    engine = new_engine()
+    async with serving(engine) as (client, port):
+        yield Service(client, engine, port)
+
+
+@pytest.fixture
+def service(running: Service) -> Service:
+    running.engine.reset()
+    return running
+
+
+@pytest.fixture
+def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[tuple[httpx.AsyncClient, int]]]:
+    """Serve otherwise: `async with serve(engine, request_timeout_seconds=1) as (client, port)`."""
+    return serving
+
+
+@pytest.fixture(name="eventually")
+def fixture_eventually() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """Wait until a condition is true."""
+    return eventually
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[list[structlog.typing.EventDict]]:
+    """Every event logged during the test."""
+    merge = structlog.contextvars.merge_contextvars
+    with structlog.testing.capture_logs(processors=[merge]) as events:
+        yield events
+
+
+@pytest.fixture(scope="session")
+def picture() -> bytes:
+    """A small PNG."""
+    return _png((200, 30, 30))
+
+
+@pytest.fixture(scope="session")
+def other_picture() -> bytes:
+    return _png((30, 30, 200))
+
+
+def _png(colour: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def picture_text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
