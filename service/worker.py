@@ -7,7 +7,6 @@ never loads torch.
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -43,7 +42,7 @@ def run_worker(
     socket: already listening, shared with the other workers. address, authkey: the engine's.
     """
 
-    async def serve() -> int:
+    async def serve() -> None:
         pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
         async with EngineClient(address, authkey) as engine:
             app = create_app(settings, engine, pool)
@@ -55,9 +54,10 @@ def run_worker(
                 await server.serve(sockets=[socket])
                 tasks.cancel_scope.cancel()
             pool.close()
-            return 1 if engine.has_failed else 0
+            if engine.has_failed:
+                raise RuntimeError("the connection to the engine has failed for good")
 
-    sys.exit(anyio.run(serve, backend_options={"use_uvloop": True}))
+    anyio.run(serve, backend_options={"use_uvloop": True})
 
 
 class _Server(uvicorn.Server):
