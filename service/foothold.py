@@ -5,6 +5,7 @@ The stop signals as something to wait for, the listening socket, and the runtime
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,12 +17,21 @@ from types import FrameType
 ENGINE_SOCKET = "engine.sock"
 
 _BACKLOG = 2048
+_MAX_OPEN_FILES = 65536
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class CannotServe(Exception):
     """The service cannot start or go on; the message is for the operator."""
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files, which is inherited: every connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from service.config import Settings
 from service.foothold import (
     ENGINE_SOCKET,
     CannotServe,
+    allow_many_connections,
     listening_socket,
     runtime_folder,
     stop_signals,
@@ -91,6 +92,7 @@ def serve(settings: Settings, entries: Entries) -> int:
     """
     setproctitle("loupe supervisor")
     configure_logging(_log_config(settings, "supervisor"))
+    allow_many_connections()
     try:
         with (
             stop_signals() as signals,

@@ -252,6 +252,15 @@ def test_a_taken_port_is_reported_before_anything_starts(start):
     assert service.journal() == []
 
 
+def test_children_may_hold_many_connections(start):
+    service = start()
+    service.wait_until_ready()
+
+    soft, hard = psutil.Process(service.pids("worker 0")[0]).rlimit(psutil.RLIMIT_NOFILE)
+
+    assert soft >= min(hard, 65536)
+
+
 def test_thread_variables_reach_the_engine(start, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     service = start()
