@@ -8,12 +8,12 @@ import structlog
 from litestar import Litestar, Response
 from litestar.exceptions import HTTPException
 
+from service.attendance import ClientGone
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
 from service.error_reply import from_framework
 from service.errors import InternalError, ServiceError
 from service.media.pool import ImagePool
-from service.presence import ClientGone, Presence
 from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
 from service.routes.health import HealthRoutes
@@ -27,19 +27,18 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
 
     engine, pool: entered and left by the caller, around the application's own life.
     """
-    presence = Presence()
     chat = Chat(engine, pool)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
-        async with presence, anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks:
             tasks.start_soon(chat.load)
             yield
             tasks.cancel_scope.cancel()
 
     app = Litestar(
         route_handlers=[
-            *NativeRoutes(chat, presence, settings).handlers(),
+            *NativeRoutes(chat, settings).handlers(),
             *HealthRoutes(chat).handlers(),
             *docs_handlers(),
         ],

@@ -7,8 +7,8 @@ from typing import NamedTuple, NoReturn
 import anyio
 from litestar.types import Receive, Scope
 
+from service.attendance import ClientGone
 from service.errors import MediaTypeUnsupported, RequestInvalid, TooLarge
-from service.presence import ClientGone
 
 Sink = Callable[[bytes], object]
 

@@ -10,8 +10,8 @@ import anyio
 import structlog
 from litestar.types import Receive, Scope, Send
 
+from service.attendance import Attendance, ClientGone
 from service.errors import InternalError, ServiceError
-from service.presence import Attendance, ClientGone, Presence
 from service.request_log import RequestRecord
 
 HEARTBEAT_SECONDS = 15.0
@@ -40,13 +40,11 @@ class EventStream:
         events: AsyncGenerator[bytes, None],
         render_error: Callable[[ServiceError], bytes],
         *,
-        presence: Presence,
         deadline: float,
         record: RequestRecord,
     ) -> None:
         self._events = events
         self._render_error = render_error
-        self._presence = presence
         self._deadline = deadline
         self._record = record
         self._started = False
@@ -72,7 +70,7 @@ class EventStream:
     async def _write_events(self, receive: Receive, send: Send) -> None:
         failure: Exception | None = None
         try:
-            with self._presence.attend(receive, self._deadline) as attendance:
+            with Attendance(receive, self._deadline) as attendance:
                 attendance.watch()
                 async with anyio.create_task_group() as companions:
                     companions.start_soon(self._beat, send, attendance)

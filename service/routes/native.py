@@ -15,12 +15,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
+from service.attendance import Attendance
 from service.chat import Chat, Exchange
 from service.config import Settings
 from service.error_reply import reply_headers
 from service.errors import FieldInvalid, ServiceError
 from service.event_stream import EventStream
-from service.presence import Presence
 from service.request_log import RequestRecord, record_of
 from service.routes.native_input import read_question
 from service.routes.native_schema import (
@@ -43,9 +43,8 @@ _encoder = msgspec.json.Encoder()
 class NativeRoutes:
     """The dialect's handlers, bound to what they need."""
 
-    def __init__(self, chat: Chat, presence: Presence, settings: Settings) -> None:
+    def __init__(self, chat: Chat, settings: Settings) -> None:
         self._chat = chat
-        self._presence = presence
         self._settings = settings
 
     def handlers(self) -> list[HTTPRouteHandler]:
@@ -58,7 +57,7 @@ class NativeRoutes:
     async def answer(self, request: AnyRequest) -> ASGIResponse:
         """Answer in one piece."""
         record = record_of(request.scope)
-        with self._presence.attend(request.receive, self._deadline()) as attendance:
+        with Attendance(request.receive, self._deadline()) as attendance:
             exchange = await self._begin(request, record)
             attendance.watch()
             texts = await exchange.texts()
@@ -74,7 +73,7 @@ class NativeRoutes:
         """Answer piece by piece."""
         record = record_of(request.scope)
         deadline = self._deadline()
-        with self._presence.attend(request.receive, deadline):
+        with Attendance(request.receive, deadline):
             exchange = await self._begin(request, record)
 
         def render_error(error: ServiceError) -> bytes:
@@ -85,7 +84,6 @@ class NativeRoutes:
         return EventStream(
             self._events(exchange, record),
             render_error,
-            presence=self._presence,
             deadline=deadline,
             record=record,
         )

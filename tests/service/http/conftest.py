@@ -90,6 +90,12 @@ class ScriptedEngine:
         yield Delta(request_id=request.request_id, finish=finish)
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop that the service runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     with anyio.fail_after(5):
         while not condition():  # noqa: ASYNC110 - nothing sets an event
