@@ -231,6 +231,8 @@ def _converted(option: Option, value: object, key: str, *, strict: bool) -> obje
 
 
 def _choices(kind: object) -> str:
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is not Literal:
         return ""
     return f"; one of {', '.join(typing.get_args(kind))}"

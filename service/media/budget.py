@@ -1,11 +1,15 @@
 """What one request may bring in as pictures, checked before any work is done for them."""
 
 from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from service.conversation import ImagePart
 from service.errors import RequestInvalid, TooLarge
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Format: TypeAlias = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "tiff"]
 
 _MIB = 1024 * 1024
 
@@ -28,14 +32,14 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         picture needs.
     """
 
-    max_images: int = 16
-    max_image_bytes: int = 20 * _MIB
-    max_total_bytes: int = 64 * _MIB
-    max_image_pixels: int = 36_000_000
-    max_total_pixels: int = 200_000_000
-    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp")
-    max_decode_cpu_seconds: int = 10
-    max_decode_memory_bytes: int = 2048 * _MIB
+    max_images: Count = 16
+    max_image_bytes: Count = 20 * _MIB
+    max_total_bytes: Count = 64 * _MIB
+    max_image_pixels: Count = 36_000_000
+    max_total_pixels: Count = 200_000_000
+    formats: tuple[Format, ...] = ("jpeg", "png", "webp", "gif", "bmp")
+    max_decode_cpu_seconds: Count = 10
+    max_decode_memory_bytes: Count = 2048 * _MIB
 
 
 class MediaBudget:

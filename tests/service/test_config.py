@@ -103,6 +103,8 @@ def test_variables_of_others_are_ignored():
         pytest.param({"LOUPE_MAX_NUM_SEQS": "0"}, ["LOUPE_MAX_NUM_SEQS", "1"], id="zero"),
         pytest.param({"LOUPE_DTYPE": "int3"}, ["LOUPE_DTYPE", "bfloat16"], id="no-such-choice"),
         pytest.param({"LOUPE_DEVICE": "tpu"}, ["LOUPE_DEVICE"], id="no-such-device"),
+        pytest.param({"LOUPE_FORMATS": "png,xcf"}, ["LOUPE_FORMATS", "webp"], id="no-such-part"),
+        pytest.param({"LOUPE_MAX_IMAGES": "0"}, ["LOUPE_MAX_IMAGES"], id="no-images"),
         pytest.param({"LOUPE_DRAIN_SECONDS": "-1"}, ["LOUPE_DRAIN_SECONDS"], id="negative"),
         pytest.param(
             {"LOUPE_PORT": "tcp://10.0.0.1:8000"}, ["enableServiceLinks"], id="service-link-port"
