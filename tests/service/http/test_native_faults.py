@@ -273,12 +273,13 @@ async def test_bad_urlencoded_form_is_refused_by_name(service, content, status, 
     check(response, status, code, param)
 
 
-async def test_last_of_two_equal_keys_counts(service):
-    content = b'{"input_type": "text_only", "text": "a", "temperature": 9, "temperature": 1}'
+async def test_of_two_equal_keys_the_last_counts(service):
+    content = b'{"input_type": "text_only", "text": "a", "temperature": 0.5, "temperature": 1}'
 
-    refused = await service.client.post("/v1/chat", content=content, headers=JSON)
+    response = await service.client.post("/v1/chat", content=content, headers=JSON)
 
-    assert refused.status_code == 422  # each value must fit
+    assert response.status_code == 200
+    assert service.engine.requests[0].sampling.temperature == 1
 
 
 async def test_text_that_spells_special_tokens_stays_text(service):
