@@ -9,6 +9,13 @@ COUNTED = ", ".join(str(number) for number in range(1, 31))
 DESCRIBE = "What is in this image?"
 
 
+def test_the_documentation_is_where_the_ready_line_says(client):
+    page = client.get("/docs")
+
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+
+
 @pytest.mark.parametrize(
     ("color", "shape", "question", "answer"),
     [

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import threading
@@ -6,6 +7,7 @@ import httpx
 import pytest
 
 ANSWER = "a red circle"
+COUNTED = ", ".join(str(number) for number in range(1, 31))
 
 
 @pytest.fixture
@@ -70,7 +72,22 @@ def test_requests_under_way_outlive_a_killed_engine(service, ask, wait_until):
     for thread in threads:
         thread.join()
 
-    assert answers == [", ".join(str(number) for number in range(1, 31))] * 8
+    assert answers == [COUNTED] * 8
+    assert service.inference().pid != engine.pid
+
+
+def test_a_stream_goes_on_where_a_killed_engine_left_it(service, client, ask):
+    engine = service.inference()
+
+    with client.stream("POST", "/v1/chat/stream", json=ask("Count from 1 to 30")) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        told = [json.loads(next(lines)[6:])]
+        engine.suspend()  # at once, so that most of the answer is still to come
+        engine.kill()
+        told += [json.loads(line[6:]) for line in lines]
+
+    assert "".join(event["chunk"] for event in told) == COUNTED
+    assert [event["done"] for event in told].count(True) == 1
     assert service.inference().pid != engine.pid
 
 
