@@ -5,8 +5,8 @@ request, never its content and never its query string.
 """
 
 import re
+import secrets
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -97,7 +97,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _WELL_FORMED_ID.fullmatch(value):
             return value.decode("ascii")
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _log(scope: HTTPScope, record: RequestRecord) -> None:
