@@ -68,8 +68,11 @@ def listening_socket(host: str, port: int) -> Generator[socket.socket]:
         CannotServe: the address is taken, not ours to use, or no address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both_families = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both_families
+        )
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from error
