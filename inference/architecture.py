@@ -83,7 +83,6 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint's facts that do not depend on the server's settings.
 
     dtype: of the stored weights. min_pixels, max_pixels: picture area bounds.
-    image_mean, image_std: per channel, for values 0 to 1.
     temperature .. repetition_penalty: generation defaults; temperature 0 where it does not sample.
     """
 
@@ -99,8 +98,6 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[TokenId, ...]
     min_pixels: Positive
     max_pixels: Positive
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
     temperature: float
     top_p: float
     top_k: int
@@ -178,8 +175,6 @@ def read_architecture(folder: Path) -> Architecture:
         eos_token_ids=_eos_token_ids(generation_config, config, text_config),
         min_pixels=_bound(processor.min_pixels, processor.size.shortest_edge, "shortest_edge"),
         max_pixels=_bound(processor.max_pixels, processor.size.longest_edge, "longest_edge"),
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
         temperature=(1.0 if generation.temperature is None else generation.temperature)
         if generation.do_sample
         else 0.0,
@@ -311,6 +306,16 @@ def _check_consistency(
         raise CheckpointError("config.json: the key-value heads do not divide the attention heads")
     if vision.out_hidden_size != text.hidden_size:
         raise CheckpointError("config.json: vision out_hidden_size differs from text hidden_size")
+    if {*processor.image_mean, *processor.image_std} != {0.5}:
+        raise CheckpointError(
+            "preprocessor_config.json: image_mean and image_std must be 0.5, as in every "
+            "published Qwen3-VL"
+        )
+    if text.hidden_act != "silu" or vision.hidden_act not in ("gelu", "gelu_pytorch_tanh"):
+        raise CheckpointError(
+            f"config.json: activations {text.hidden_act!r} and {vision.hidden_act!r} are not "
+            "supported together; Qwen3-VL has silu and gelu_pytorch_tanh"
+        )
     grid = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     if grid != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
         raise CheckpointError(

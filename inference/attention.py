@@ -16,6 +16,10 @@ from torch.nn import functional
 from inference.blocks import PADDING_BLOCK
 
 
+# Keys and values of one layer that one group of decoding rows may copy out of the pool.
+_MAX_GATHERED_TOKENS = 32768
+
+
 class Rows(NamedTuple):
     """One chunk as attention sees it: tokens [start, end) of a sequence, and its blocks."""
 
@@ -194,11 +198,14 @@ class CpuAttention:
 
 
 def _similar_lengths(rows: Sequence[Rows]) -> list[Sequence[Rows]]:
-    """Split rows sorted by length so that no row is padded to more than twice its own."""
+    """Split rows sorted by length: none is padded to more than twice its own, and what one group
+    gathers is bounded.
+    """
     groups: list[Sequence[Rows]] = []
     start = 0
     for index, row in enumerate(rows):
-        if row.end > 2 * rows[start].end + 64:
+        is_large = index > start and row.end * (index - start + 1) > _MAX_GATHERED_TOKENS
+        if is_large or row.end > 2 * rows[start].end + 64:
             groups.append(rows[start:index])
             start = index
     return [*groups, rows[start:]] if rows else []

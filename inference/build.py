@@ -15,6 +15,7 @@ from inference.device import MemoryWatch, device_memory, resolve_device
 from inference.embeddings import EmbeddingCache
 from inference.engine import Engine
 from inference.grammar import GrammarCompiler
+from inference.heap import keep_freed_memory
 from inference.memory import plan_memory
 from inference.model import load_model
 from inference.protocol import Generate, Limits, ModelFacts, SamplingParams, Vision
@@ -45,6 +46,8 @@ def build_engine(
     facts = msgspec.structs.replace(
         model_facts(architecture, config, path), device=device, max_model_len=plan.max_model_len
     )
+    if device == "cpu":
+        keep_freed_memory()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     progress("loading the weights")

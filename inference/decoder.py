@@ -152,6 +152,7 @@ class TextModel:
             number, qk[:, : g.num_heads], qk[:, g.num_heads :], qkv[:, num_rotated:], plan
         )
         hidden = layer.output.add_to(hidden, attended)
+        del qkv, qk, attended  # the MLP is the larger half; do not hold both
         return layer.mlp.add_to(hidden, self._rms_norm(hidden, layer.post_attention_norm))
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:

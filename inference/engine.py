@@ -165,6 +165,10 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    def close(self) -> None:
+        """End the helper processes; the engine is not used afterwards."""
+        self._grammars.close()
+
     def stats(self) -> Stats:
         """The figures of now and the counters since the start."""
         scheduler = self.scheduler
@@ -255,7 +259,6 @@ class Engine:
                 index=sequence.index,
                 eos_token_ids=self.model.eos_token_ids,
                 vocab_size=self.model.vocab_size,
-                device=self.runner.model.device,
                 matcher=grammar and grammar.matcher(sequence.output_token_ids),
             )
             guard = (
@@ -302,7 +305,9 @@ class Engine:
             for sequence, token_id, logprob in zip(
                 completing, sampled.token_ids, sampled.logprobs, strict=True
             ):
-                self._append(sequence, token_id, logprob)
+                # A sibling's failure may have ended this one within the same step.
+                if sequence.state is not SequenceState.FINISHED:
+                    self._append(sequence, token_id, logprob)
 
     def _encode(self, step: Step) -> None:
         started = self._clock()
@@ -321,8 +326,12 @@ class Engine:
         sequence.output_token_ids.append(token_id)
         self._num_output_tokens += 1
         logprobs = [] if logprob is None else [logprob]
-        if token_id in progress.sampler.end_token_ids:
+        if progress.sampler.error is not None:
+            self._give_up(sequence.request, progress.sampler.error)
+        elif token_id in progress.sampler.end_token_ids:
             self._finish(sequence, [], [], FinishReason.STOP)
+        elif progress.sampler.is_complete:
+            self._finish(sequence, [token_id], logprobs, FinishReason.STOP)
         elif detail := self._length_detail(sequence, progress, token_id):
             self._finish(sequence, [token_id], logprobs, FinishReason.LENGTH, detail)
         else:

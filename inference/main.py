@@ -76,6 +76,7 @@ def run_inference(
     supervisor.tell(Started())
     _serve(engine, mailbox, supervisor)
     mailbox.close()
+    engine.close()
 
 
 def check_model(config: EngineConfig) -> "ModelCheck":

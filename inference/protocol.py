@@ -19,7 +19,7 @@ class FinishReason(StrEnum):
     """Why a sequence ended."""
 
     STOP = "stop"  # an end-of-sequence or stop token, or the grammar is complete
-    LENGTH = "length"  # max_tokens, the context, or the repetition guard
+    LENGTH = "length"  # max_tokens, or the repetition guard
     CANCELLED = "cancelled"  # the request's owner asked, or went away
 
 
@@ -62,7 +62,7 @@ class SamplingParams(
     seed: makes the sequence repeatable whatever runs beside it; None draws from the engine's own.
     min_tokens: before this many, no end-of-sequence or stop token is chosen.
     stop_token_ids: end the sequence as the end-of-sequence ids do.
-    ignore_eos: only stop_token_ids and max_tokens end the sequence.
+    ignore_eos: an end-of-sequence token is a token like others; stop_token_ids still end.
     logprobs: None is off; k adds the chosen token's log probability and the k most likely ones.
     repetition_guard: end a sequence that loops over the same tokens (`length`, detail
         `repetition`).
@@ -156,7 +156,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """How and why one sequence ended.
 
-    detail: `repetition`, `max_tokens`, `context`, or empty.
+    detail: with `length`, `max_tokens` or `repetition`; else empty.
     num_output_tokens: all tokens of the sequence, an end token included.
     num_cached_tokens: prompt tokens that came from the prefix cache.
     """

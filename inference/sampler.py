@@ -65,7 +65,6 @@ class SamplerState:
         stop, eos = frozenset(params.stop_token_ids), frozenset(eos_token_ids)
         self.end_token_ids = stop if params.ignore_eos else stop | eos
         self._unwanted_early = _within(stop | eos, vocab_size)
-        self._unwanted = _within(eos - stop, vocab_size) if params.ignore_eos else []
         self.bias = {i: b for i, b in params.logit_bias.items() if 0 <= i < vocab_size}
         self.used: UsedTokens | None = None
         if has_penalties(params):
@@ -104,9 +103,9 @@ class SamplerState:
 
     @property
     def unwanted_token_ids(self) -> list[int]:
-        """End tokens that must not be chosen now (min_tokens, ignore_eos)."""
+        """End tokens that must not be chosen now: min_tokens is not reached."""
         is_early = self.num_output_tokens < self.params.min_tokens
-        return self._unwanted_early if is_early else self._unwanted
+        return self._unwanted_early if is_early else []
 
     @property
     def noise_key(self) -> int:

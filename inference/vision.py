@@ -20,6 +20,9 @@ from inference.patches import patchify
 from inference.rope import rotate, signed_angles
 
 
+_MAX_KEPT_PATCHES = 2048
+
+
 class Norm(NamedTuple):
     """A layer norm's weight and bias."""
 
@@ -96,7 +99,7 @@ class VisionModel:
         self.device = pos_embed.device
         self.dtype = pos_embed.dtype
         # A few grids make up most traffic; the bound keeps the tables from growing with load.
-        self._tables = lru_cache(maxsize=64)(self._make_tables)
+        self._kept_tables = lru_cache(maxsize=32)(self._make_tables)
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Tensor]) -> list[Tensor]:
@@ -186,6 +189,11 @@ class VisionModel:
             attended = functional.scaled_dot_product_attention(q, k, v)
             parts.append(attended.transpose(1, 2).reshape(frames * patches, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _tables(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        # Of a large picture's time the tables are little, but of the memory they would be much.
+        is_large = rows * columns > _MAX_KEPT_PATCHES
+        return (self._make_tables if is_large else self._kept_tables)(rows, columns)
 
     def _make_tables(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Position embedding [num_patches, hidden], cosines and sines, in merged-block order."""

@@ -60,8 +60,6 @@ def family_member(**text: Any) -> Architecture:
         eos_token_ids=(151645, 151643),
         min_pixels=65536,
         max_pixels=16777216,
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
         temperature=0.7,
         top_p=0.8,
         top_k=20,

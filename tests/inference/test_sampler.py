@@ -245,12 +245,12 @@ def test_end_tokens_wait_for_min_tokens() -> None:
     assert row.end_token_ids == {0, 1, 5}
 
 
-def test_ignored_end_tokens_are_not_chosen_but_stop_tokens_are() -> None:
+def test_ignored_end_tokens_are_tokens_like_others() -> None:
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, [0, 5]] = torch.tensor([9.0, 8.0])
     row = state(ignore_eos=True, stop_token_ids=[5])
 
-    assert sample(logits, row) == [5]
+    assert sample(logits, row) == [0]
     assert row.end_token_ids == {5}
 
 

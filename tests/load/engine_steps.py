@@ -1,0 +1,147 @@
+"""The engine's steps beside their matrix products alone: what everything else costs.
+
+    python tests/load/engine_steps.py [--model FOLDER] [--threads 2] [--rounds 5]
+
+For each kind of step: the median over alternating rounds of the whole step in milliseconds, of the
+same linear layers with nothing between them, and their ratio.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from checkpoints import build
+from torch import Tensor
+
+from inference.attention import Rows
+from inference.build import build_engine
+from inference.config import EngineConfig
+from inference.decoder import DenseMlp, TextModel
+from inference.linear import Linear
+from inference.runner import Runner
+from inference.vision import VisionModel
+
+BLOCK_SIZE = 16
+CONTEXT = 100
+
+
+def text_products(model: TextModel, num_rows: int, num_logits: int) -> Callable[[], None]:
+    """All linear layers of a text step over the same number of rows."""
+    layers: list[Linear] = []
+    for layer in model.layers:
+        layers += [layer.qkv, layer.output]
+        if isinstance(layer.mlp, DenseMlp):
+            layers += [layer.mlp.gate_up, layer.mlp.down]
+    return _products(
+        [(linear, num_rows) for linear in layers] + [(model.head, num_logits)], model.embed
+    )
+
+
+def vision_products(model: VisionModel, num_patches: int) -> Callable[[], None]:
+    """All linear layers of a vision step over the same number of patches."""
+    work = [(model.patch_embed, num_patches)]
+    for block in model.blocks:
+        work += [(linear, num_patches) for linear in (block.qkv, block.proj, block.fc1, block.fc2)]
+    for merger in (model.merger, *model.deepstack.values()):
+        work += [(merger.fc1, num_patches // 4), (merger.fc2, num_patches // 4)]
+    return _products(work, model.pos_embed)
+
+
+def _products(work: list[tuple[Linear, int]], like: Tensor) -> Callable[[], None]:
+    inputs = [(linear, torch.randn(rows, linear.in_features).to(like)) for linear, rows in work]
+
+    def run() -> None:
+        for linear, x in inputs:
+            linear(x)
+
+    return torch.inference_mode()(run)
+
+
+def text_step(runner: Runner, lengths: list[tuple[int, int]]) -> Callable[[], None]:
+    """A step over rows (start, end), each in blocks of its own."""
+    rows, block = [], 1
+    for start, end in lengths:
+        count = -(-end // BLOCK_SIZE)
+        rows.append(Rows(start, end, list(range(block, block + count))))
+        block += count
+    total = sum(end - start for start, end in lengths)
+    token_ids = torch.randint(0, 1000, (total,))
+    positions = torch.cat([torch.arange(start, end) for start, end in lengths]).expand(3, -1)
+    ends = torch.tensor([end - start for start, end in lengths]).cumsum(0) - 1
+    text, attention = runner.model.text, runner._attention
+
+    def run() -> None:
+        hidden = text.forward(token_ids, positions, attention, attention.plan(rows), None)
+        text.logits(hidden[ends]).argmax(-1).tolist()
+
+    return torch.inference_mode()(run)
+
+
+def vision_step(model: VisionModel, num_pictures: int) -> Callable[[], None]:
+    """Encode pictures of 256 x 256."""
+    pictures = [torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8)] * num_pictures
+    return lambda: model.encode(pictures) and None
+
+
+def measure(step: Callable[[], None], products: Callable[[], None], rounds: int) -> list[float]:
+    """Medians of both in milliseconds, taken in turns."""
+    times: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
+        for slot, run in enumerate((step, products)):
+            repeats = 10
+            started = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            if turn:
+                times[slot].append((time.perf_counter() - started) / repeats * 1000)
+    return [statistics.median(samples) for samples in times]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    folder = options.model or build("mid", Path(tempfile.gettempdir()) / "loupe-bench" / "mid")
+    torch.set_num_threads(options.threads)
+    engine = build_engine(EngineConfig(model=str(folder), max_model_len=8192))
+    runner = engine.runner
+    text, vision = runner.model.text, runner.model.vision
+    cases = [
+        (f"decode, batch {batch}", text_step(runner, [(CONTEXT - 1, CONTEXT)] * batch),
+         text_products(text, batch, batch))
+        for batch in (1, 8, 32)
+    ] + [
+        (f"prefill, {tokens} tokens", text_step(runner, [(0, tokens)]), text_products(text, tokens, 1))
+        for tokens in (100, 800)
+    ] + [
+        (f"vision, {count} x 256 patches", vision_step(vision, count),
+         vision_products(vision, 256 * count))
+        for count in (1, 8)
+    ]  # fmt: skip
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    print(
+        f"{folder.name}, {runner.model.dtype}, {options.threads} threads, {platform.processor()}"
+        f" {os.cpu_count()} cores, torch {torch.__version__}, transformers"
+        f" {transformers.__version__}, commit {commit}, load {os.getloadavg()[0]:.1f}"
+    )
+    print("| step | ms | matrix products alone, ms | ratio |\n| --- | --- | --- | --- |")
+    for name, step, products in cases:
+        whole, alone = measure(step, products, options.rounds)
+        print(f"| {name} | {whole:.1f} | {alone:.1f} | {whole / alone:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
