@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.options import render_env_example, render_markdown
+from service.options import render_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,10 +39,6 @@ def test_the_readme_lists_every_setting():
 
     assert table is not None
     assert render_markdown() == table.group(1)
-
-
-def test_the_environment_file_lists_every_setting():
-    assert render_env_example() == (ROOT / "deploy/env.example").read_text()
 
 
 def _named_files() -> list[str]:
