@@ -52,6 +52,10 @@ class EmbeddingCache(Generic[Features]):
         self._entries[key] = _Entry(num_bytes)
         self.num_bytes += num_bytes
 
+    def is_stored(self, key: EmbeddingKey) -> bool:
+        """Whether the features of a reserved entry have come."""
+        return self._entries[key].features is not None
+
     def store(self, key: EmbeddingKey, features: Features) -> None:
         """Keep the features of a reserved entry."""
         self._entries[key].features = features

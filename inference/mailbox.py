@@ -157,8 +157,10 @@ class _Peer:
         """Write what is queued, for a second at most, then end the thread."""
         with contextlib.suppress(Full):
             self._frames.put_nowait(None)
-        self._writer.join(timeout=1.0)
+            self._writer.join(timeout=1.0)
         self._hang_up()
+        # What it still tries to write fails now; it must have let go of the descriptor.
+        self._writer.join()
 
     def _write_all(self) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -19,6 +19,7 @@ from inference.protocol import (
     PROTOCOL_VERSION,
     Cancel,
     ChildMessage,
+    FrameError,
     Generate,
     Heartbeat,
     Progress,
@@ -180,5 +181,5 @@ class _Supervisor:
             order = decode_stop(self._control.recv_bytes())
             self._deadline = time.monotonic() + order.drain_seconds
             self._control.recv_bytes()
-        except (EOFError, OSError):
+        except (EOFError, OSError, FrameError):
             os._exit(1)  # no supervisor, no service: nothing here may hold the GPU

@@ -9,6 +9,7 @@ alone. That is why the loop cannot deadlock or starve.
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from inference.blocks import BlockPool
@@ -31,6 +32,11 @@ class SchedulerLimits(NamedTuple):
     block_size: int
     bytes_per_visual_token: int
 
+    @property
+    def max_num_running(self) -> int:
+        """Sequences that hold blocks at a time; all of them may decode in one step."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens)
+
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
@@ -39,6 +45,11 @@ class Chunk:
     sequence: Sequence
     start: int
     end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to run."""
+        return self.end - self.start
 
     @property
     def completes(self) -> bool:
@@ -114,7 +125,6 @@ class Scheduler:
                 step.decodes.append(
                     Chunk(sequence, sequence.num_computed_tokens, sequence.num_tokens)
                 )
-        step.decodes = [c for c in step.decodes if c.sequence.state is SequenceState.DECODE]
         budget -= len(step.decodes)
         patches = self.limits.max_num_encoded_patches
         for sequence in self._prefill_candidates():
@@ -165,7 +175,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if self._waits_for_sibling(sequence):
                 continue
-            if len(self.running) >= self.limits.max_num_seqs or not self._admit(sequence):
+            if len(self.running) >= self.limits.max_num_running or not self._admit(sequence):
                 return
             yield sequence
 
@@ -248,11 +258,9 @@ class Scheduler:
         return True
 
     def _unpin_passed(self, sequence: Sequence) -> None:
-        needed = {
-            self._key(sequence.request, span.vision)
-            for span in sequence.request.spans
-            if span.end > sequence.num_computed_tokens
-        }
+        """Keep a pin on the next picture only: waiting for one while holding more may deadlock."""
+        ahead = (s for s in sequence.request.spans if s.end > sequence.num_computed_tokens)
+        needed = {self._key(sequence.request, span.vision) for span in islice(ahead, 1)}
         self._unpin(sequence, self._pins.get(sequence, set()) - needed)
 
     def _unpin(self, sequence: Sequence, keys: Iterable[EmbeddingKey]) -> None:
