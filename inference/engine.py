@@ -20,6 +20,7 @@ import structlog
 
 from inference.grammar import CompiledGrammar, GrammarCompiler, GrammarRefusedError
 from inference.protocol import (
+    Admission,
     Delta,
     Finish,
     FinishReason,
@@ -29,7 +30,6 @@ from inference.protocol import (
     RefusalCode,
     Refused,
     Stats,
-    Timings,
     TokenLogprob,
 )
 from inference.repetition import RepetitionGuard
@@ -124,10 +124,11 @@ class Engine:
             rank=now + generate.priority * SECONDS_PER_PRIORITY,
             arrival_time=now,
         )
+        indices = generate.sequence_indices or range(generate.num_sequences)
         prefixes = generate.output_prefixes or [[]] * generate.num_sequences
         request.sequences = [
             Sequence(request, index, self.limits.block_size, list(prefix))
-            for index, prefix in enumerate(prefixes)
+            for index, prefix in zip(indices, prefixes, strict=True)
         ]
         self._requests[owner, generate.request_id] = request
         self._num_prompt_tokens += len(request.prompt_token_ids)
@@ -224,11 +225,15 @@ class Engine:
         )
 
     def _check_tokens(self, generate: Generate) -> None:
-        prefixes = generate.output_prefixes
+        prefixes, indices = generate.output_prefixes, generate.sequence_indices
         if not generate.prompt_token_ids or generate.sampling.max_tokens < 1:
             raise PromptInvalid("nothing to do")
         if generate.num_sequences < 1 or len(prefixes) not in (0, generate.num_sequences):
             raise PromptInvalid("prefixes and sequences differ in number")
+        if len(indices) not in (0, generate.num_sequences) or len(set(indices)) < len(indices):
+            raise PromptInvalid("the sequences' indices do not tell them apart")
+        if min(indices, default=0) < 0:
+            raise PromptInvalid("a sequence's index is negative")
         if any(len(prefix) >= generate.sampling.max_tokens for prefix in prefixes):
             raise PromptInvalid("a prefix leaves nothing to generate")
         for token_ids in (generate.prompt_token_ids, *prefixes):
@@ -319,8 +324,6 @@ class Engine:
                 chunk.sequence.vision_seconds += seconds
 
     def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> None:
-        if sequence.first_token_time is None:
-            sequence.first_token_time = self._clock()
         progress = self._progress[sequence]
         progress.sampler.accept(token_id)
         sequence.output_token_ids.append(token_id)
@@ -361,20 +364,12 @@ class Engine:
         self._settle(sequence.request)
 
     def _describe_end(self, sequence: Sequence, reason: FinishReason, detail: str) -> Finish:
-        now = self._clock()
-        admitted = sequence.admitted_time or now
-        first_token = sequence.first_token_time or now
+        started = sequence.first_delta_time
         return Finish(
             reason=reason,
             detail=detail,
             num_output_tokens=len(sequence.output_token_ids),
-            num_cached_tokens=sequence.num_cached_tokens,
-            timings=Timings(
-                queue_seconds=admitted - sequence.request.arrival_time,
-                vision_seconds=sequence.vision_seconds,
-                prefill_seconds=max(first_token - admitted - sequence.vision_seconds, 0.0),
-                decode_seconds=now - first_token,
-            ),
+            decode_seconds=0.0 if started is None else self._clock() - started,
         )
 
     def _give_up(self, request: Request, code: RefusalCode) -> None:
@@ -402,14 +397,30 @@ class Engine:
         logprobs: list[TokenLogprob],
         finish: Finish | None,
     ) -> None:
+        admission = None
+        if sequence.first_delta_time is None:
+            sequence.first_delta_time = self._clock()
+            admission = _describe_start(sequence, sequence.first_delta_time)
         delta = Delta(
             request_id=sequence.request.request_id,
             index=sequence.index,
             token_ids=token_ids,
             logprobs=logprobs,
+            admission=admission,
             finish=finish,
         )
         self._outputs.append((sequence.request.owner, delta))
+
+
+def _describe_start(sequence: Sequence, now: float) -> Admission | None:
+    if sequence.admitted_time is None:
+        return None
+    return Admission(
+        num_cached_tokens=sequence.num_cached_tokens,
+        queue_seconds=sequence.admitted_time - sequence.request.arrival_time,
+        vision_seconds=sequence.vision_seconds,
+        prefill_seconds=max(now - sequence.admitted_time - sequence.vision_seconds, 0.0),
+    )
 
 
 def _parts(step: Step) -> list[Step]:

@@ -114,6 +114,8 @@ class Generate(
     prompt_token_ids: special tokens included, every visual placeholder already expanded.
     visions: pictures and videos in the order of their placeholders.
     num_sequences: how many independent continuations (`n`); they share the prompt's blocks.
+    sequence_indices: what each is called in its deltas, and what joins its seed; empty is 0, 1, ...
+        A request that goes on in a new engine keeps the indices of those still open.
     priority: lower runs first; equal priorities run in order of arrival.
     tenant: separates caches; two tenants never share a block.
     output_prefixes: per sequence, tokens already delivered before an engine was lost; generation
@@ -125,6 +127,7 @@ class Generate(
     sampling: SamplingParams
     visions: list[Vision] = []
     num_sequences: int = 1
+    sequence_indices: list[int] = []
     priority: int = 0
     tenant: str = ""
     output_prefixes: list[list[int]] = []
@@ -144,13 +147,18 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: list[tuple[int, float]] = []
 
 
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a sequence's time in the engine went, in seconds."""
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """How a sequence came to its first token.
 
+    num_cached_tokens: prompt tokens that came from the prefix cache.
+    queue_seconds: from the request's arrival until the sequence first ran. vision_seconds: encoding
+        its pictures. prefill_seconds: from then to the first token, without vision_seconds.
+    """
+
+    num_cached_tokens: int = 0
     queue_seconds: float = 0.0
     vision_seconds: float = 0.0
     prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,26 +166,27 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
     detail: with `length`, `max_tokens` or `repetition`; else empty.
     num_output_tokens: all tokens of the sequence, an end token included.
-    num_cached_tokens: prompt tokens that came from the prefix cache.
+    decode_seconds: from the first token to the end.
     """
 
     reason: FinishReason
     detail: str = ""
     num_output_tokens: int
-    num_cached_tokens: int = 0
-    timings: Timings
+    decode_seconds: float = 0.0
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """New tokens of one sequence; with `finish`, its last message.
 
     An end-of-sequence or stop token that ended the sequence is counted but not delivered.
+    admission: with a sequence's first message, unless it was cancelled before it ran.
     """
 
     request_id: str
     index: int = 0
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
+    admission: Admission | None = None
     finish: Finish | None = None
 
 

@@ -67,7 +67,7 @@ class Sequence:
     num_computed_tokens: tokens whose keys and values are in the blocks.
     num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
     block_table: blocks in order; block i holds tokens [i * block_size, (i + 1) * block_size).
-    admitted_time, first_token_time: None until then, on the engine's clock.
+    admitted_time, first_delta_time: None until then, on the engine's clock.
     """
 
     request: Request
@@ -81,7 +81,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     _block_keys: list[bytes] = field(default_factory=list)
     admitted_time: float | None = None
-    first_token_time: float | None = None
+    first_delta_time: float | None = None
     vision_seconds: float = 0.0
 
     @property

@@ -3,13 +3,14 @@
 The last step before a dialect's JSON or events; knows no dialect and no wire.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from inference.protocol import Delta, Finish, FinishReason, Generate, TokenLogprob
+from inference.protocol import Admission, Delta, Finish, FinishReason, Generate, TokenLogprob
 from service.detokenizer import Detokenizer, StopStrings, Vocabulary
 from service.prompt import Prompt
 
@@ -31,15 +32,15 @@ class AnswerFinish(NamedTuple):
 
     stop: the stop string that ended it, or None; the text does not contain it.
     num_output_tokens: all tokens of the answer, up to and with the one that ended it.
-    engine: the engine's own account, with cached tokens and timings; None when a stop string
-        ended the answer before the engine did.
+    decode_seconds: from the first token to the end; the engine's own account, or what it took as
+        seen from here when a stop string ended the answer before the engine did.
     """
 
     reason: FinishReason
     detail: str
     stop: str | None
     num_output_tokens: int
-    engine: Finish | None
+    decode_seconds: float
 
 
 class AnswerDelta(msgspec.Struct, frozen=True):
@@ -47,12 +48,14 @@ class AnswerDelta(msgspec.Struct, frozen=True):
 
     text: may be empty: tokens within a code point or a possible stop string show later.
     logprobs: of the tokens that came, whether or not their text shows yet.
+    admission: with an answer's first delta, unless it was cancelled before it ran.
     """
 
     index: int
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob]
+    admission: Admission | None
     finish: AnswerFinish | None
 
 
@@ -60,7 +63,7 @@ class Usage(NamedTuple):
     """What a request cost, over all its answers.
 
     num_prompt_tokens: text and image tokens together. num_cached_tokens: prompt tokens that came
-    from the engine's prefix cache, as far as the engine told.
+    from the engine's prefix cache for every answer, so not computed for this request at all.
     """
 
     num_prompt_tokens: int
@@ -70,15 +73,15 @@ class Usage(NamedTuple):
     num_output_tokens: int
 
 
-def count_usage(prompt: Prompt, finishes: Sequence[AnswerFinish]) -> Usage:
+def count_usage(
+    prompt: Prompt, admissions: Iterable[Admission], finishes: Iterable[AnswerFinish]
+) -> Usage:
     """Add up a request's tokens; the prompt counts once however many answers it has."""
     return Usage(
         num_prompt_tokens=len(prompt.token_ids),
         num_text_tokens=prompt.num_text_tokens,
         num_image_tokens=prompt.num_image_tokens,
-        num_cached_tokens=max(
-            (finish.engine.num_cached_tokens for finish in finishes if finish.engine), default=0
-        ),
+        num_cached_tokens=min((admission.num_cached_tokens for admission in admissions), default=0),
         num_output_tokens=sum(finish.num_output_tokens for finish in finishes),
     )
 
@@ -129,8 +132,11 @@ class _Answer:
         self._detokenizer = Detokenizer(vocabulary)
         self._stops = StopStrings(stops) if stops else None
         self._num_tokens = 0
+        self._started_at = 0.0
 
     def grow(self, delta: Delta) -> AnswerDelta:
+        if delta.admission is not None:
+            self._started_at = time.perf_counter()
         if self._stops is None:
             text = self._detokenizer.feed(delta.token_ids)
             if delta.finish is not None:
@@ -146,8 +152,9 @@ class _Answer:
             certain, stop = stops.feed(self._detokenizer.feed([token_id]))
             text += certain
             if stop is not None:
+                num_tokens = self._num_tokens + place
                 finish = AnswerFinish(
-                    FinishReason.STOP, "", stop, self._num_tokens + place, delta.finish
+                    FinishReason.STOP, "", stop, num_tokens, self._decode_seconds(delta)
                 )
                 return self._delta(text, delta, finish, num_tokens=place)
         self._num_tokens += len(delta.token_ids)
@@ -160,13 +167,25 @@ class _Answer:
             finish = finish._replace(reason=FinishReason.STOP, detail="", stop=stop)
         return self._delta(text, delta, finish)
 
+    def _decode_seconds(self, delta: Delta) -> float:
+        if delta.finish is not None:
+            return delta.finish.decode_seconds
+        return time.perf_counter() - self._started_at
+
     def _delta(
         self, text: str, delta: Delta, finish: AnswerFinish | None, num_tokens: int | None = None
     ) -> AnswerDelta:
         return AnswerDelta(
-            self._index, text, delta.token_ids[:num_tokens], delta.logprobs[:num_tokens], finish
+            self._index,
+            text,
+            delta.token_ids[:num_tokens],
+            delta.logprobs[:num_tokens],
+            delta.admission,
+            finish,
         )
 
 
 def _finish(finish: Finish) -> AnswerFinish:
-    return AnswerFinish(finish.reason, finish.detail, None, finish.num_output_tokens, finish)
+    return AnswerFinish(
+        finish.reason, finish.detail, None, finish.num_output_tokens, finish.decode_seconds
+    )

@@ -11,7 +11,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from inference.protocol import Generate, ModelFacts, SamplingParams, Stats, Vision
+from inference.protocol import Admission, Generate, ModelFacts, SamplingParams, Stats, Vision
 from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, count_usage
 from service.conversation import Conversation
 from service.detokenizer import Vocabulary
@@ -21,6 +21,7 @@ from service.media.pool import ImagePool
 from service.media.resize import ResizeBounds
 from service.prompt import Prompt, PromptBuilder
 from service.request_log import RequestRecord
+from service.stages import milliseconds
 
 logger = structlog.get_logger()
 
@@ -113,8 +114,8 @@ class Chat:
         prompt = await checkpoint.prompts.build_async(conversation.messages, decoded)
         if images:
             record.facts["num_images"] = len(images)
-            record.facts["image_decode_ms"] = _milliseconds(decoded_at - started_at)
-        record.facts["prompt_ms"] = _milliseconds(time.perf_counter() - decoded_at)
+            record.stages.image_decode = milliseconds(decoded_at - started_at)
+        record.stages.prompt = milliseconds(time.perf_counter() - decoded_at)
         return Prepared(prompt, [_vision(image) for image in decoded], checkpoint.vocabulary)
 
     def take_id(self, request_id: str) -> str:
@@ -174,13 +175,14 @@ class Exchange:
         self._prompt: Prompt | None = None
         self.inference_seconds = 0.0
         self.finishes: dict[int, AnswerFinish] = {}
+        self._admissions: dict[int, Admission] = {}
 
     @property
     def usage(self) -> Usage:
         """Count the tokens of the finished request."""
         if self._prompt is None:
             raise RuntimeError("Usage is known once the prompt is built.")
-        return count_usage(self._prompt, list(self.finishes.values()))
+        return count_usage(self._prompt, self._admissions.values(), self.finishes.values())
 
     async def deltas(self) -> AsyncGenerator[AnswerDelta, None]:
         """Do the work and give the answers as they grow.
@@ -208,8 +210,10 @@ class Exchange:
                 async for delta in growing:
                     if "first_token_ms" not in self._record.facts:
                         self._note_first_token(started_at)
+                    if delta.admission is not None:
+                        self._note_admission(delta.index, delta.admission)
                     if delta.finish is not None:
-                        self.finishes[delta.index] = delta.finish
+                        self._note_finish(delta.index, delta.finish)
                     yield delta
         finally:
             self._chat.give_back_id(request_id)
@@ -233,7 +237,22 @@ class Exchange:
         return msgspec.structs.replace(sampling, max_tokens=max_tokens)
 
     def _note_first_token(self, started_at: float) -> None:
-        self._record.facts["first_token_ms"] = _milliseconds(time.perf_counter() - started_at)
+        self._record.facts["first_token_ms"] = milliseconds(time.perf_counter() - started_at)
+
+    def _note_admission(self, index: int, admission: Admission) -> None:
+        self._admissions[index] = admission
+        if index == 0:
+            stages = self._record.stages
+            stages.queue = milliseconds(admission.queue_seconds)
+            stages.prefill = milliseconds(admission.prefill_seconds)
+            if self._conversation.images:
+                stages.vision = milliseconds(admission.vision_seconds)
+
+    def _note_finish(self, index: int, finish: AnswerFinish) -> None:
+        self.finishes[index] = finish
+        if index == 0:
+            self._record.stages.decode = milliseconds(finish.decode_seconds)
+            self._record.facts["finish_reason"] = str(finish.reason)
 
     def _note_facts(self) -> None:
         usage, facts = self.usage, self._record.facts
@@ -241,16 +260,7 @@ class Exchange:
         facts["image_tokens"] = usage.num_image_tokens
         facts["cached_tokens"] = usage.num_cached_tokens
         facts["output_tokens"] = usage.num_output_tokens
-        facts["inference_ms"] = _milliseconds(self.inference_seconds)
-        if (first := self.finishes.get(0)) is None:
-            return
-        facts["finish_reason"] = str(first.reason)
-        if first.engine is not None:
-            timings = first.engine.timings
-            facts["queue_ms"] = _milliseconds(timings.queue_seconds)
-            facts["vision_ms"] = _milliseconds(timings.vision_seconds)
-            facts["prefill_ms"] = _milliseconds(timings.prefill_seconds)
-            facts["decode_ms"] = _milliseconds(timings.decode_seconds)
+        facts["inference_ms"] = milliseconds(self.inference_seconds)
 
 
 def _load_checkpoint(model: ModelFacts) -> _Checkpoint:
@@ -270,7 +280,3 @@ def _vision(image: DecodedImage) -> Vision:
         pixels=memoryview(image.pixels),
         content_hash=image.content_hash,
     )
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 2)

@@ -8,7 +8,7 @@ import asyncio
 
 import msgspec
 
-from inference.protocol import Delta, Finish, FinishReason, Generate, Timings
+from inference.protocol import Delta, Finish, FinishReason, Generate
 from service.errors import ServiceError
 
 
@@ -28,13 +28,11 @@ class EngineRequest:
         self.is_aboard = False
         self.num_losses = 0
         self._request = request
-        # Per sequence, what a next engine would get as its prefix.
-        self._delivered = [list(prefix) for prefix in request.output_prefixes] or [
-            [] for _ in range(request.num_sequences)
-        ]
-        self._open = list(range(request.num_sequences))
-        # The engine numbers the sequences it was sent; this is what they are to the consumer.
-        self._aboard_as = self._open.copy()
+        indices = request.sequence_indices or range(request.num_sequences)
+        prefixes = request.output_prefixes or [[]] * request.num_sequences
+        # The sequences still open, each with the tokens that a next engine would get as its prefix.
+        self._open = {index: prefix.copy() for index, prefix in zip(indices, prefixes, strict=True)}
+        self._not_admitted = set(self._open)
         self._untaken: dict[int, Delta] = {}
         self._error: ServiceError | None = None
         self._taker: asyncio.Future[None] | None = None
@@ -51,13 +49,13 @@ class EngineRequest:
 
     def message(self) -> Generate:
         """Write what the next engine is to be sent."""
-        self._aboard_as = self._open.copy()
-        if len(self._open) == self._request.num_sequences and not any(self._delivered):
+        if len(self._open) == self._request.num_sequences and not any(self._open.values()):
             return self._request
         return msgspec.structs.replace(
             self._request,
             num_sequences=len(self._open),
-            output_prefixes=[self._delivered[index].copy() for index in self._open],
+            sequence_indices=list(self._open),
+            output_prefixes=[token_ids.copy() for token_ids in self._open.values()],
         )
 
     def add(self, delta: Delta) -> None:
@@ -66,37 +64,28 @@ class EngineRequest:
         Raises:
             ProtocolViolation: for a sequence that is not open.
         """
-        if not 0 <= delta.index < len(self._aboard_as):
-            raise ProtocolViolation("no such sequence")
-        index = self._aboard_as[delta.index]
+        index = delta.index
         if index not in self._open:
-            raise ProtocolViolation("the sequence has ended")
-        self._delivered[index].extend(delta.token_ids)
+            raise ProtocolViolation("there is no such sequence, or it has ended")
+        self._open[index].extend(delta.token_ids)
         if delta.finish is not None:
-            self._open.remove(index)
+            del self._open[index]
+        if delta.admission is not None:
+            delta = self._admitted_once(delta)
         earlier = self._untaken.get(index)
         if earlier is not None:
             # A consumer slower than the engine costs one list a sequence, however slow it is.
             earlier.token_ids.extend(delta.token_ids)
             earlier.logprobs.extend(delta.logprobs)
-            delta = msgspec.structs.replace(
-                delta, token_ids=earlier.token_ids, logprobs=earlier.logprobs
-            )
-        self._untaken[index] = (
-            delta if delta.index == index else msgspec.structs.replace(delta, index=index)
-        )
+            delta = msgspec.structs.replace(earlier, finish=delta.finish)
+        self._untaken[index] = delta
         self._wake()
 
     def cancel(self) -> None:
         """End all open sequences as cancelled."""
-        self._aboard_as = self._open.copy()
-        for wire_index, index in enumerate(self._aboard_as):
-            finish = Finish(
-                reason=FinishReason.CANCELLED,
-                num_output_tokens=len(self._delivered[index]),
-                timings=Timings(),
-            )
-            self.add(Delta(request_id=self.request_id, index=wire_index, finish=finish))
+        for index, token_ids in list(self._open.items()):
+            finish = Finish(reason=FinishReason.CANCELLED, num_output_tokens=len(token_ids))
+            self.add(Delta(request_id=self.request_id, index=index, finish=finish))
 
     def fail(self, error: ServiceError) -> None:
         """End the request; what came before is still given."""
@@ -119,6 +108,13 @@ class EngineRequest:
                 self._taker = None
         taken, self._untaken = self._untaken, {}
         return list(taken.values())
+
+    def _admitted_once(self, delta: Delta) -> Delta:
+        """Leave out what only a second engine says: the client waited for the first one's."""
+        if delta.index in self._not_admitted:
+            self._not_admitted.discard(delta.index)
+            return delta
+        return msgspec.structs.replace(delta, admission=None)
 
     def _wake(self) -> None:
         if self._taker is not None and not self._taker.done():

@@ -19,6 +19,13 @@ _REQUEST_ID_HEADER: Schema = {
     "description": "The request's id: the client's own if it sent a well-formed one.",
     "schema": {"type": "string"},
 }
+SERVER_TIMING_HEADER: Mapping[str, Schema] = {
+    "Server-Timing": {
+        "description": "Milliseconds of every stage that took place before this response began, "
+        "under the names of `timings_ms`, and `total`.",
+        "schema": {"type": "string"},
+    },
+}
 _RETRY_HEADERS: Schema = {
     "Retry-After": {
         "description": "Whole seconds after which to try again.",
@@ -43,6 +50,7 @@ class Reply(NamedTuple):
 
     description: str
     contents: Sequence[Content] = ()
+    headers: Mapping[str, Schema] = {}
 
 
 class Operation(NamedTuple):
@@ -119,7 +127,8 @@ def _operation(operation: Operation, schema_of: Mapping[type[msgspec.Struct], Sc
             str(status): {
                 "description": reply.description,
                 "headers": {"X-Request-Id": _REQUEST_ID_HEADER}
-                | (_RETRY_HEADERS if status == 503 else {}),
+                | (_RETRY_HEADERS if status == 503 else {})
+                | dict(reply.headers),
                 **({"content": content(reply.contents)} if reply.contents else {}),
             }
             for status, reply in operation.replies.items()

@@ -14,6 +14,7 @@ import structlog
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from service.errors import InternalError, ServerError, ServiceError
+from service.stages import StageTimes, milliseconds
 
 Fact: TypeAlias = str | int | float | None
 
@@ -28,7 +29,7 @@ logger = structlog.get_logger()
 class RequestRecord:
     """What one request's log line says; every layer adds what it knows.
 
-    facts: further keys of the line: tokens, pictures, times of the stages, finish reason.
+    stages: where the time went. facts: further keys of the line: tokens, pictures, finish reason.
     started_at: `time.perf_counter` at the request's arrival.
     """
 
@@ -38,7 +39,17 @@ class RequestRecord:
     error_code: str | None = None
     client_gone: bool = False
     failed: bool = False
+    stages: StageTimes = field(default_factory=StageTimes)
     facts: dict[str, Fact] = field(default_factory=dict[str, Fact])
+
+    def milliseconds(self) -> float:
+        """Measure the time since the request's arrival."""
+        return milliseconds(time.perf_counter() - self.started_at)
+
+    def timed(self) -> StageTimes:
+        """Return the stages' times so far, with a total until now."""
+        self.stages.total = self.milliseconds()
+        return self.stages
 
     def note_error(self, error: ServiceError) -> None:
         """Remember how the request ended, also where its status was sent before."""
@@ -52,7 +63,10 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class RequestLog:
-    """Wraps an application; adds `X-Request-Id` to every response."""
+    """Wraps an application; adds `X-Request-Id` to every response.
+
+    Responses to what was worked on get `Server-Timing` as well: the stages so far.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -77,7 +91,7 @@ class RequestLog:
 
 
 class _Reply:
-    """Sends a response, noting its status and adding the request's id."""
+    """Sends a response, noting its status and adding what every response carries."""
 
     __slots__ = ("_record", "_send")
 
@@ -88,8 +102,13 @@ class _Reply:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._record.status_code = message["status"]
-            request_id = (b"x-request-id", self._record.request_id.encode())
-            message["headers"] = [*message["headers"], request_id]
+            record = self._record
+            headers = [*message["headers"], (b"x-request-id", record.request_id.encode())]
+            if record.stages.prompt is not None:
+                # A reply that tells its times has set the total, and header and body agree.
+                stages = record.timed() if record.stages.total is None else record.stages
+                headers.append((b"server-timing", stages.header()))
+            message["headers"] = headers
         await self._send(message)
 
 
@@ -109,9 +128,10 @@ def _log(scope: HTTPScope, record: RequestRecord) -> None:
         "method": scope["method"],
         "url": scope["path"],
         "status_code": status_code,
-        "process_time_ms": round((time.perf_counter() - record.started_at) * 1e3, 2),
+        "process_time_ms": record.milliseconds(),
         "client_host": client[0] if client else None,
         **record.facts,
+        **record.stages.facts(),
     }
     if record.error_code is not None:
         facts["error_code"] = record.error_code

@@ -64,6 +64,7 @@ class NativeRoutes:
         reply = ChatReply(
             result=texts[0],
             usage=self._usage(exchange),
+            timings_ms=record.timed(),
             finish_reason=str(exchange.finishes[0].reason),
             request_id=record.request_id,
         )
@@ -98,6 +99,7 @@ class NativeRoutes:
         yield _event(
             DoneEvent(
                 usage=self._usage(exchange),
+                timings_ms=record.timed(),
                 finish_reason=str(exchange.finishes[0].reason),
                 request_id=record.request_id,
             )

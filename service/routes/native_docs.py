@@ -1,6 +1,13 @@
 """What the API document says of the native dialect's and the health paths."""
 
-from service.openapi import Content, Operation, Reply, Schema, schema_of_fields
+from service.openapi import (
+    SERVER_TIMING_HEADER,
+    Content,
+    Operation,
+    Reply,
+    Schema,
+    schema_of_fields,
+)
 from service.routes.health import Health, Probe
 from service.routes.native_schema import (
     ChatReply,
@@ -60,7 +67,12 @@ NATIVE_OPERATIONS = (
         summary="Ask about images, or just ask",
         description=_JSON_OR_FORM,
         body=_BODY,
-        replies={200: Reply("The answer.", (Content("application/json", ChatReply),))} | _ERRORS,
+        replies={
+            200: Reply(
+                "The answer.", (Content("application/json", ChatReply),), SERVER_TIMING_HEADER
+            )
+        }
+        | _ERRORS,
     ),
     Operation(
         method="POST",
@@ -74,7 +86,9 @@ NATIVE_OPERATIONS = (
         body=_BODY,
         replies={
             200: Reply(
-                "The events.", (Content("text/event-stream", (ChunkEvent, DoneEvent, ErrorEvent)),)
+                "The events.",
+                (Content("text/event-stream", (ChunkEvent, DoneEvent, ErrorEvent)),),
+                SERVER_TIMING_HEADER,
             )
         }
         | _ERRORS,

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from service.stages import StageTimes
+
 IMAGE_ONLY_PROMPT = "请描述这张图片"
 DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -88,6 +90,7 @@ class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
     message: str = "ok"
     result: str
     usage: ChatUsage
+    timings_ms: StageTimes
     finish_reason: Annotated[
         str, Meta(description="`stop`: complete; `length`: cut at a token limit.")
     ]
@@ -119,6 +122,7 @@ class DoneEvent(msgspec.Struct, frozen=True, kw_only=True):
     chunk: Literal[""] = ""
     done: Literal[True] = True
     usage: ChatUsage
+    timings_ms: StageTimes
     finish_reason: str
     request_id: str
 

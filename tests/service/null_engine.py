@@ -4,7 +4,8 @@ Usage: null_engine.py ADDRESS CHECKPOINT SCRIPT LIFE, with SCRIPT in JSON and th
 NULL_ENGINE_KEY as hexadecimal. It prints one line when it listens.
 
 A request's own script may come as JSON in its `tenant`; it replaces the program's. Token k of
-sequence i is token_ids[(k + i) % len(token_ids)], whatever was lost in between.
+sequence i is token_ids[(k + i) % len(token_ids)], whatever was lost in between. A request's queue
+took as many seconds as there were connections before.
 """
 
 import os
@@ -24,6 +25,7 @@ import msgspec
 from inference.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
+    Admission,
     Cancel,
     Delta,
     Finish,
@@ -36,7 +38,6 @@ from inference.protocol import (
     RefusalCode,
     Refused,
     Stats,
-    Timings,
     TokenLogprob,
     decode_worker_message,
     encode,
@@ -73,37 +74,40 @@ class Sequence:
     def __init__(self, index: int, prefix: list[int], script: Script, max_tokens: int) -> None:
         self.index = index
         self.num_told = len(prefix)
-        # A sequence that goes on is told apart from its neighbours by the prefix alone.
-        offset = script.token_ids.index(prefix[0]) if prefix else index
+        self.is_first = True
         length = max_tokens if script.num_tokens is None else script.num_tokens
-        self.length = min(length + offset * script.num_more, max_tokens)
+        self.length = min(length + index * script.num_more, max_tokens)
         self.reason = FinishReason.STOP if self.length < max_tokens else FinishReason.LENGTH
-        self._tokens = islice(cycle(script.token_ids), offset + self.num_told, None)
+        self._tokens = islice(cycle(script.token_ids), index + self.num_told, None)
 
-    def tell(self, request: Generate, script: Script) -> Delta:
+    def tell(self, request: Generate, script: Script, num_before: int) -> Delta:
         count = min(script.tokens_per_delta or self.length, self.length - self.num_told)
         self.num_told += count
         token_ids = list(islice(self._tokens, count))
         wants_logprobs = request.sampling.logprobs is not None
+        is_first, self.is_first = self.is_first, False
         return Delta(
             request_id=request.request_id,
             index=self.index,
             token_ids=token_ids,
             logprobs=[TokenLogprob(token_id=t, logprob=-0.5) for t in token_ids * wants_logprobs],
-            finish=self.finish(len(request.prompt_token_ids)) if self.is_over else None,
+            admission=self.admission(request, num_before) if is_first else None,
+            finish=self.finish() if self.is_over else None,
         )
 
     @property
     def is_over(self) -> bool:
         return self.num_told >= self.length
 
-    def finish(self, num_prompt_tokens: int) -> Finish:
-        return Finish(
-            reason=self.reason,
-            num_output_tokens=self.num_told,
-            num_cached_tokens=num_prompt_tokens // 2,
-            timings=Timings(prefill_seconds=0.01, decode_seconds=0.02),
+    def admission(self, request: Generate, num_before: int) -> Admission:
+        return Admission(
+            num_cached_tokens=len(request.prompt_token_ids) // 2,
+            queue_seconds=num_before,
+            prefill_seconds=0.01,
         )
+
+    def finish(self) -> Finish:
+        return Finish(reason=self.reason, num_output_tokens=self.num_told, decode_seconds=0.02)
 
 
 class Told:
@@ -112,15 +116,16 @@ class Told:
     def __init__(self, request: Generate, script: Script) -> None:
         self.request = request
         self.script = script
-        prefixes = request.output_prefixes or [[] for _ in range(request.num_sequences)]
+        indices = request.sequence_indices or range(request.num_sequences)
+        prefixes = request.output_prefixes or [[]] * request.num_sequences
         self.open = [
             Sequence(index, prefix, script, request.sampling.max_tokens)
-            for index, prefix in enumerate(prefixes)
+            for index, prefix in zip(indices, prefixes, strict=True)
         ]
 
-    def step(self) -> Iterator[Delta]:
+    def step(self, num_before: int) -> Iterator[Delta]:
         for sequence in self.open:
-            yield sequence.tell(self.request, self.script)
+            yield sequence.tell(self.request, self.script, num_before)
         self.open = [sequence for sequence in self.open if not sequence.is_over]
 
     def is_at_fault(self, num_before: int) -> bool:
@@ -186,7 +191,7 @@ class Conversation:
             if told.script.fault != "refuse" and told.is_at_fault(self.num_before):
                 self._fail(told)
             else:
-                deltas.extend(told.step())
+                deltas.extend(told.step(self.num_before))
         self.told = {request_id: told for request_id, told in self.told.items() if told.open}
         if deltas:
             self.connection.send_bytes(encode(Outputs(deltas=deltas)))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from inference.protocol import (
+    Admission,
     Delta,
     Finish,
     FinishReason,
     Generate,
     SamplingParams,
-    Timings,
     TokenLogprob,
 )
 from service.answer import AnswerDelta, answer, count_usage
@@ -64,13 +64,17 @@ def finish(num_output_tokens: int, reason: FinishReason = FinishReason.LENGTH) -
         reason=reason,
         detail="max_tokens",
         num_output_tokens=num_output_tokens,
-        num_cached_tokens=16,
-        timings=Timings(queue_seconds=1.0),
+        decode_seconds=1.0,
     )
 
 
 def deltas_of(
-    token_ids: Sequence[int], tokens_per_delta: int, *, index: int = 0, num_hidden: int = 0
+    token_ids: Sequence[int],
+    tokens_per_delta: int,
+    *,
+    index: int = 0,
+    num_hidden: int = 0,
+    num_cached_tokens: int = 16,
 ) -> list[Delta]:
     """Cut a sequence; num_hidden end tokens are counted and not delivered."""
     starts = range(0, max(len(token_ids), 1), tokens_per_delta)
@@ -83,6 +87,7 @@ def deltas_of(
                 TokenLogprob(token_id=token_id, logprob=-1.0)
                 for token_id in token_ids[start : start + tokens_per_delta]
             ],
+            admission=Admission(num_cached_tokens=num_cached_tokens) if start == 0 else None,
             finish=finish(len(token_ids) + num_hidden) if start == starts[-1] else None,
         )
         for start in starts
@@ -119,6 +124,8 @@ async def test_an_answer_is_its_tokens_as_text_and_ends_once(
     assert (ending.reason, ending.detail) == (FinishReason.LENGTH, "max_tokens")
     assert ending.num_output_tokens == len(token_ids) + 1
     assert ending.stop is None
+    assert ending.decode_seconds == 1.0
+    assert [delta.admission is not None for delta in deltas] == [True] + [False] * (len(deltas) - 1)
     assert engine.cancelled == []
 
 
@@ -141,7 +148,7 @@ async def test_a_stop_string_ends_the_answer_and_the_engines_work(
     assert ending is not None
     assert (ending.reason, ending.detail, ending.stop) == (FinishReason.STOP, "", " END")
     assert ending.num_output_tokens == needed
-    assert ending.engine is None
+    assert ending.decode_seconds < 1.0  # until then, not to the engine's end
     assert [token_id for delta in deltas for token_id in delta.token_ids] == token_ids[:needed]
     assert sum(len(delta.logprobs) for delta in deltas) == needed
     assert engine.cancelled == ["r"]
@@ -157,7 +164,7 @@ async def test_a_stop_string_in_the_engines_last_words_keeps_the_engines_account
 
     assert delta.text == "one"
     assert delta.finish is not None
-    assert delta.finish.engine == finish(len(token_ids))
+    assert delta.finish.decode_seconds == 1.0
     assert delta.finish.num_output_tokens < len(token_ids)
     assert engine.cancelled == []
 
@@ -233,11 +240,16 @@ async def test_usage_counts_the_prompt_once_and_every_answers_tokens(
 ):
     prompt = Prompt([1] * 30, num_text_tokens=10, num_image_tokens=20, max_output_tokens=99)
     token_ids = tokenizer.encode("abc", add_special_tokens=False).ids
-    told = [*deltas_of(token_ids, 9), *deltas_of(token_ids, 9, index=1)]
+    # The second answer finds what the first had computed.
+    told = [
+        *deltas_of(token_ids, 9, num_cached_tokens=16),
+        *deltas_of(token_ids, 9, num_cached_tokens=29, index=1),
+    ]
     answers = await collect(ToldEngine(told), vocabulary, num_sequences=2)
+    admissions = [started for deltas in answers if (started := deltas[0].admission) is not None]
     finishes = [ending for deltas in answers if (ending := deltas[-1].finish) is not None]
 
-    usage = count_usage(prompt, finishes)
+    usage = count_usage(prompt, admissions, finishes)
 
     assert usage.num_prompt_tokens == 30
     assert (usage.num_text_tokens, usage.num_image_tokens) == (10, 20)

@@ -60,11 +60,14 @@ class Outcome:
         self.token_ids: dict[int, list[int]] = {}
         self.finishes: list[tuple[int, FinishReason, int]] = []
         self.errors: list[str] = []
+        self.admissions: list[tuple[int, float]] = []
         self.num_deltas = 0
 
     def add(self, delta: Delta) -> None:
         self.num_deltas += 1
         self.token_ids.setdefault(delta.index, []).extend(delta.token_ids)
+        if delta.admission is not None:
+            self.admissions.append((delta.index, delta.admission.queue_seconds))
         if delta.finish is not None:
             finish = delta.finish
             self.finishes.append((delta.index, finish.reason, finish.num_output_tokens))
@@ -252,6 +255,26 @@ async def test_after_a_loss_requests_go_on_where_they_were(null_engine, fault: s
             (0, FinishReason.LENGTH, length),
             (1, FinishReason.LENGTH, length),
         ]
+
+
+async def test_a_sequence_is_admitted_once_by_the_engine_that_had_it_first(null_engine):
+    script = {"num_tokens": 2, "num_more": 5, "fault": "die", "fault_after": 4, "fault_lives": 2}
+
+    async with connected(null_engine()) as client:
+        outcome = await consume(client, request(num_sequences=3, script=script))
+        late = await consume(client, request("late"))
+
+    assert outcome.errors == []
+    assert sorted(outcome.admissions) == [(0, 0), (1, 0), (2, 0)]
+    assert late.admissions == [(0, 2)]
+
+
+async def test_a_slow_consumer_misses_no_admission(null_engine):
+    async with connected(null_engine()) as client:
+        outcome = await consume(client, request(max_tokens=500, num_sequences=2), pause=0.01)
+
+    assert sorted(outcome.admissions) == [(0, 0), (1, 0)]
+    assert outcome.num_deltas < 500
 
 
 async def test_a_sequence_that_had_ended_does_not_run_again(null_engine):

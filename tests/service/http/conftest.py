@@ -19,13 +19,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from inference.protocol import (
+    Admission,
     Delta,
     Finish,
     FinishReason,
     Generate,
     ModelFacts,
     Stats,
-    Timings,
 )
 from service.app import create_app
 from service.config import Settings
@@ -69,12 +69,16 @@ class ScriptedEngine:
         self.requests.append(request)
         self.unfinished.add(request.request_id)
         num_tokens = 0
+        admission: Admission | None = Admission(
+            num_cached_tokens=2, queue_seconds=0.02, vision_seconds=0.03, prefill_seconds=0.01
+        )
         for place, piece in enumerate(self.pieces):
             if self.holds is not None and place > 0:
                 await self.holds.wait()
             token_ids = self._encode(piece)
             num_tokens += len(token_ids)
-            yield Delta(request_id=request.request_id, token_ids=token_ids)
+            yield Delta(request_id=request.request_id, token_ids=token_ids, admission=admission)
+            admission = None
             await anyio.lowlevel.checkpoint()
         if self.holds is not None:
             await self.holds.wait()
@@ -84,10 +88,9 @@ class ScriptedEngine:
         finish = Finish(
             reason=FinishReason.STOP,
             num_output_tokens=num_tokens + 1,
-            num_cached_tokens=2,
-            timings=Timings(prefill_seconds=0.01),
+            decode_seconds=0.04,
         )
-        yield Delta(request_id=request.request_id, finish=finish)
+        yield Delta(request_id=request.request_id, admission=admission, finish=finish)
 
 
 @pytest.fixture(scope="session")

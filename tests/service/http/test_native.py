@@ -27,7 +27,8 @@ async def test_reply_has_exactly_the_fields_of_the_contract(service):
     assert reply["result"] == "A red circle."
     assert reply["finish_reason"] == FinishReason.STOP
     assert reply["request_id"] == response.headers["x-request-id"]
-    assert set(reply) == {"success", "message", "result", "usage", "finish_reason", "request_id"}
+    contract = {"success", "message", "result", "usage", "request_id"}
+    assert set(reply) == contract | {"timings_ms", "finish_reason"}
 
 
 async def test_usage_counts_what_went_in_and_out(service, picture_text):
@@ -44,6 +45,35 @@ async def test_usage_counts_what_went_in_and_out(service, picture_text):
     assert usage["output_tokens"] > 1
     assert usage["gpu_memory_used_gb"] == 1.5
     assert usage["inference_time_ms"] > 0
+
+
+async def test_reply_and_header_tell_where_the_time_went(service, picture_text):
+    question = {"text": "What is this?", "image_base64": picture_text}
+
+    response = await service.client.post("/v1/chat", json=question)
+
+    timings = response.json()["timings_ms"]
+    header = response.headers["server-timing"].split(", ")
+    engine_stages = {"queue": 20, "vision": 30, "prefill": 10, "decode": 40}
+    assert list(timings) == ["image_decode", "prompt", *engine_stages, "total"]
+    assert {name: timings[name] for name in engine_stages} == engine_stages
+    assert timings["total"] >= timings["image_decode"] + timings["prompt"]
+    assert header == [f"{name};dur={time}" for name, time in timings.items()]
+
+
+async def test_stages_that_did_not_take_place_have_no_time(service):
+    response = await service.client.post("/v1/chat", json=QUESTION)
+
+    assert list(response.json()["timings_ms"]) == ["prompt", "queue", "prefill", "decode", "total"]
+
+
+async def test_answer_that_a_stop_string_ended_tells_what_the_engine_did(service):
+    response = await service.client.post("/v1/chat", json=QUESTION | {"stop": " circle"})
+
+    reply = response.json()
+    assert reply["usage"]["cached_tokens"] == 2
+    assert (reply["timings_ms"]["queue"], reply["timings_ms"]["prefill"]) == (20, 10)
+    assert reply["timings_ms"]["decode"] >= 0
 
 
 async def test_defaults_are_the_contract_s(service):

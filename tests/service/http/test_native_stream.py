@@ -42,6 +42,8 @@ async def test_stream_is_chunks_and_one_end(service):
     assert (end["chunk"], end["done"], end["finish_reason"]) == ("", True, "stop")
     assert end["usage"]["output_tokens"] > 1
     assert end["request_id"] == response.headers["x-request-id"]
+    assert list(end["timings_ms"]) == ["prompt", "queue", "prefill", "decode", "total"]
+    assert "decode" not in response.headers["server-timing"]
 
 
 async def test_stream_and_plain_reply_say_the_same(service):
@@ -52,6 +54,7 @@ async def test_stream_and_plain_reply_say_the_same(service):
     assert "".join(chunk["chunk"] for chunk in chunks) == plain["result"]
     for name in ("input_tokens", "output_tokens", "text_tokens", "image_tokens", "cached_tokens"):
         assert end["usage"][name] == plain["usage"][name]
+    assert list(end["timings_ms"]) == list(plain["timings_ms"])
 
 
 async def test_text_of_line_breaks_and_markup_stays_one_event(service):
