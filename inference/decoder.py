@@ -11,9 +11,10 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
-from inference.attention import AttentionPlan, CpuAttention
+from inference.attention import Attention, Plan
 from inference.linear import Linear
-from inference.rope import TextRotary, rotate
+from inference.ops import Ops
+from inference.rope import TextRotary
 
 
 class TextGeometry(NamedTuple):
@@ -38,10 +39,9 @@ class DenseMlp(NamedTuple):
     gate_up: Linear
     down: Linear
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, ops: Ops) -> Tensor:
         """Give residual + mlp(x), for [num_tokens, hidden]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down.add_to(residual, functional.silu(gate) * up)
+        return self.down.add_to(residual, ops.silu_mul(self.gate_up(x)))
 
 
 class ExpertsMlp(NamedTuple):
@@ -49,7 +49,7 @@ class ExpertsMlp(NamedTuple):
 
     block: Callable[[Tensor], Tensor]
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, ops: Ops) -> Tensor:
         """Give residual + mlp(x), for [num_tokens, hidden]."""
         return residual + self.block(x[None])[0]
 
@@ -90,6 +90,7 @@ class TextModel:
         layers: Sequence[TextLayer],
         norm: Tensor,
         head: Linear,
+        ops: Ops,
     ) -> None:
         """Take the weights; embed is [vocab, hidden]."""
         self.geometry = geometry
@@ -98,13 +99,14 @@ class TextModel:
         self.layers = tuple(layers)
         self.norm = norm
         self.head = head
+        self.ops = ops
 
     def forward(
         self,
         token_ids: Tensor,
         positions: Tensor,
-        attention: CpuAttention,
-        plan: AttentionPlan,
+        attention: Attention[Plan],
+        plan: Plan,
         visual: VisualRows | None,
     ) -> Tensor:
         """Run packed tokens through all layers.
@@ -122,7 +124,7 @@ class TextModel:
         hidden = functional.embedding(token_ids, self.embed)
         if visual is not None:
             hidden[visual.rows] = visual.features[:, 0]
-        cos, sin = self.rotary.angles(positions, hidden.dtype)
+        cos, sin = self.rotary.angles(positions)
         for number, layer in enumerate(self.layers):
             hidden = self._run_layer(number, layer, hidden, (cos, sin), attention, plan)
             if visual is not None and number + 1 < visual.features.shape[1]:
@@ -139,24 +141,24 @@ class TextModel:
         layer: TextLayer,
         hidden: Tensor,
         angles: tuple[Tensor, Tensor],
-        attention: CpuAttention,
-        plan: AttentionPlan,
+        attention: Attention[Plan],
+        plan: Plan,
     ) -> Tensor:
         g = self.geometry
         num_rotated = g.num_heads + g.num_kv_heads
         qkv = layer.qkv(self._rms_norm(hidden, layer.input_norm))
         qkv = qkv.view(len(hidden), -1, g.head_dim)
-        qk = functional.rms_norm(qkv[:, :num_rotated], (g.head_dim,), None, g.rms_norm_eps)
-        qk = rotate(qk * layer.head_norm, *angles)
+        qk = self.ops.norm_rotate(qkv[:, :num_rotated], layer.head_norm, *angles, g.rms_norm_eps)
         attended = attention.attend(
             number, qk[:, : g.num_heads], qk[:, g.num_heads :], qkv[:, num_rotated:], plan
         )
         hidden = layer.output.add_to(hidden, attended)
         del qkv, qk, attended  # the MLP is the larger half; do not hold both
-        return layer.mlp.add_to(hidden, self._rms_norm(hidden, layer.post_attention_norm))
+        normed = self._rms_norm(hidden, layer.post_attention_norm)
+        return layer.mlp.add_to(hidden, normed, self.ops)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], weight, self.geometry.rms_norm_eps)
+        return self.ops.rms_norm(x, weight, self.geometry.rms_norm_eps)
 
 
 def last_rows(lengths: Sequence[int]) -> list[int]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from inference.decoder import DenseMlp, ExpertsMlp, TextGeometry, TextLayer, TextModel
+from inference.kernels import CpuKernels, load_kernels
 from inference.linear import Activation, Linear
+from inference.ops import Ops, TorchOps
 from inference.rope import TextRotary
 from inference.vision import Merger, Norm, VisionBlock, VisionGeometry, VisionModel
 
@@ -22,10 +24,14 @@ _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_pytorch_tanh": "gel
 
 
 class Model(NamedTuple):
-    """A checkpoint ready to run. bytes_per_visual_token: what its features of one token take."""
+    """A checkpoint ready to run.
+
+    kernels: our own for the CPU, or None. bytes_per_visual_token: what its features of one take.
+    """
 
     text: TextModel
     vision: VisionModel
+    kernels: CpuKernels | None
     dtype: torch.dtype
     device: torch.device
     bytes_per_visual_token: int
@@ -61,19 +67,23 @@ def take_over(source: Source) -> Model:
     if source.config.model_type == "qwen3_vl_moe":
         # The default depends on the caller being `generate`; grouped reads each expert once.
         source.set_experts_implementation("grouped_mm")
-    vision = _take_vision(source.model.visual)
-    text = _take_text(source.model.language_model, source.lm_head)
+    embed = source.model.language_model.embed_tokens.weight
+    kernels = load_kernels(embed.dtype) if embed.device.type == "cpu" else None
+    ops = kernels or TorchOps()
+    vision = _take_vision(source.model.visual, ops)
+    text = _take_text(source.model.language_model, source.lm_head, ops)
     num_features = 1 + len(vision.deepstack)
     return Model(
         text=text,
         vision=vision,
+        kernels=kernels,
         dtype=text.embed.dtype,
         device=text.embed.device,
         bytes_per_visual_token=num_features * text.embed.shape[1] * text.embed.element_size(),
     )
 
 
-def _take_text(source: Source, head: nn.Linear) -> TextModel:
+def _take_text(source: Source, head: nn.Linear, ops: Ops) -> TextModel:
     config = source.config
     geometry = TextGeometry(
         hidden_size=config.hidden_size,
@@ -94,6 +104,7 @@ def _take_text(source: Source, head: nn.Linear) -> TextModel:
         layers=[_take_layer(layer, geometry) for layer in source.layers],
         norm=source.norm.weight.detach(),
         head=Linear(head.weight),
+        ops=ops,
     )
 
 
@@ -121,7 +132,7 @@ def _take_mlp(source: Source) -> DenseMlp | ExpertsMlp:
     return DenseMlp(_fuse(source.gate_proj, source.up_proj), _fuse(source.down_proj))
 
 
-def _take_vision(source: Source) -> VisionModel:
+def _take_vision(source: Source, ops: Ops) -> VisionModel:
     config = source.config
     activation = _ACTIVATIONS[config.hidden_act]
     geometry = VisionGeometry(
@@ -145,6 +156,7 @@ def _take_vision(source: Source) -> VisionModel:
                 config.deepstack_visual_indexes, source.deepstack_merger_list, strict=True
             )
         },
+        ops=ops,
     )
 
 

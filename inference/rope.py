@@ -53,27 +53,17 @@ class TextRotary:
         self._inv_freq = inv_freq.float().to(device)
         self._scaling = scaling
 
-    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines for positions [3, num_tokens], for `rotate`.
-
-        Returns:
-            Two tensors [num_tokens, 1, head_dim].
-        """
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines for positions [3, num_tokens]: two of [num_tokens, head_dim]."""
         freqs = positions[self._axes].T.float() * self._inv_freq  # [num_tokens, head_dim / 2]
-        return signed_angles(freqs, self._scaling, dtype)
+        return signed_angles(freqs, self._scaling)
 
 
-def signed_angles(freqs: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for both halves of a head, the first half's sines negated.
+def signed_angles(freqs: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32, for both halves of a head, the first half's sines negated.
 
-    With the sign in the table, `rotate` is a roll and two products: transformers' `rotate_half`
-    without its negation and concatenation.
+    With the sign in the table a rotation is x * cos + roll(x, half a head) * sin: transformers'
+    `rotate_half` without its negation and concatenation.
     """
     cos, sin = freqs.cos() * scaling, freqs.sin() * scaling
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads x [..., num_heads, head_dim] by `signed_angles`."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -6,11 +6,14 @@ axes. Which work a step holds is the scheduler's decision.
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
-from inference.attention import CpuAttention, KVShape, Rows
+from inference.attention import Attention, CpuAttention, KVShape, Rows
 from inference.decoder import VisualRows, last_rows
 from inference.embeddings import EmbeddingCache
 from inference.model import Model
@@ -18,6 +21,13 @@ from inference.protocol import Vision
 from inference.rope import prompt_positions
 from inference.scheduler import Chunk, Encoding
 from inference.sequence import Request
+from inference.transfer import upload
+
+if TYPE_CHECKING:
+    # It needs Triton, which comes with torch's CUDA build alone.
+    from inference.cuda.graphs import DecodeGraphs
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,24 +48,34 @@ class Runner:
         geometry = model.text.geometry
         self.model = model
         self._embeddings = embeddings
-        self._attention = CpuAttention(
-            KVShape(
-                num_layers=geometry.num_layers,
-                num_blocks=num_blocks,
-                block_size=block_size,
-                num_kv_heads=geometry.num_kv_heads,
-                head_dim=geometry.head_dim,
-            ),
-            geometry.num_heads,
-            geometry.scaling,
-            model.dtype,
+        shape = KVShape(
+            num_layers=geometry.num_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_dim,
         )
+        self._attention = make_attention(model, shape)
+        self._graphs: DecodeGraphs | None = None
         self._placements: dict[Request, _Placement] = {}
+
+    def capture_decodes(self, max_num_seqs: int) -> None:
+        """Capture decode steps of so many sequences, where the device and the model allow it."""
+        if self.model.device.type != "cuda":
+            return
+        from inference.cuda.graphs import DecodeGraphs, reason_not_to_capture
+
+        reason = reason_not_to_capture(self.model.text)
+        if reason is not None:
+            _log.warning("decode steps are not captured", reason=reason)
+            return
+        self._graphs = DecodeGraphs(self.model.text, self._attention, max_num_rows=max_num_seqs)
 
     def encode(self, encodings: Items[Encoding]) -> None:
         """Encode pictures together and put their features where `execute` finds them."""
         visions = [encoding.request.visions[encoding.vision] for encoding in encodings]
-        features = self.model.vision.encode([_pixels(vision) for vision in visions])
+        pixels = [_pixels(vision, self.model.device) for vision in visions]
+        features = self.model.vision.encode(pixels)
         for encoding, feature in zip(encodings, features, strict=True):
             self._embeddings.store(encoding.key, feature)
 
@@ -64,20 +84,25 @@ class Runner:
         """Run chunks, single-token ones first and sorted by length.
 
         Returns:
-            Logits [number of completing chunks, vocab], in the order of the chunks.
+            Logits [number of completing chunks, vocab], in the order of the chunks; the caller's
+            until the next call.
         """
         token_ids = [t for c in chunks for t in c.sequence.token_ids(c.start, c.end)]
-        plan = self._attention.plan([Rows(c.start, c.end, c.sequence.block_table) for c in chunks])
+        rows = [Rows(c.start, c.end, c.sequence.block_table) for c in chunks]
+        logits = self._replay(chunks, token_ids, rows)
+        if logits is not None:
+            return logits
         hidden = self.model.text.forward(
-            torch.tensor(token_ids, device=self.model.device),
+            upload(torch.tensor(token_ids), self.model.device),
             self._positions(chunks),
             self._attention,
-            plan,
+            self._attention.plan(rows),
             self._visual_rows(chunks),
         )
         ends = last_rows([c.end - c.start for c in chunks])
-        rows = [end for end, chunk in zip(ends, chunks, strict=True) if chunk.completes]
-        return self.model.text.logits(hidden[rows])
+        completing = [end for end, chunk in zip(ends, chunks, strict=True) if chunk.completes]
+        index = upload(torch.tensor(completing, dtype=torch.int64), self.model.device)
+        return self.model.text.logits(hidden.index_select(0, index))
 
     def forget(self, request: Request) -> None:
         """Drop what is kept for a finished request."""
@@ -95,6 +120,16 @@ class Runner:
             return 0
         return sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
 
+    def _replay(
+        self, chunks: Items[Chunk], token_ids: Items[int], rows: Items[Rows]
+    ) -> Tensor | None:
+        """Run a captured step, where there is one for these chunks."""
+        if self._graphs is None or not all(map(_decodes, chunks)):
+            return None
+        deltas = [self._placement(chunk.sequence.request).rope_delta for chunk in chunks]
+        positions = [c.start + delta for c, delta in zip(chunks, deltas, strict=True)]
+        return self._graphs.run(token_ids, positions, rows)
+
     def _positions(self, chunks: Items[Chunk]) -> Tensor:
         parts: list[Tensor] = []
         later: list[int] = []
@@ -110,7 +145,7 @@ class Runner:
             later += range(first + placement.rope_delta, chunk.end + placement.rope_delta)
         if later:
             parts.append(torch.tensor(later).expand(3, -1))
-        return torch.cat(parts, dim=1).to(self.model.device)
+        return upload(torch.cat(parts, dim=1), self.model.device)
 
     def _placement(self, request: Request) -> _Placement:
         placement = self._placements.get(request)
@@ -136,12 +171,29 @@ class Runner:
             offset += chunk.end - chunk.start
         if not rows:
             return None
-        return VisualRows(torch.cat(rows).to(self.model.device), torch.cat(features))
+        return VisualRows(upload(torch.cat(rows), self.model.device), torch.cat(features))
 
 
-def _pixels(vision: Vision) -> Tensor:
-    """uint8 [num_frames, height, width, 3]; a copy, since torch takes writable memory only."""
-    flat = torch.frombuffer(bytearray(vision.pixels), dtype=torch.uint8)
+def make_attention(model: Model, shape: KVShape) -> Attention[Any]:
+    """The KV pool and attention that fit the model's device."""
+    geometry = model.text.geometry
+    if model.device.type != "cuda":
+        return CpuAttention(shape, geometry.num_heads, geometry.scaling, model.dtype, model.kernels)
+    from inference.cuda.attention import CudaAttention
+
+    return CudaAttention(shape, geometry.num_heads, geometry.scaling, model.dtype, model.device)
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Whether a chunk is one generated token, which stands alike on all axes and shows nothing."""
+    prompt = len(chunk.sequence.request.prompt_token_ids)
+    return chunk.completes and chunk.end - chunk.start == 1 and chunk.start >= prompt
+
+
+def _pixels(vision: Vision, device: torch.device) -> Tensor:
+    """uint8 [num_frames, height, width, 3]; a copy, from which the device can read by itself."""
+    flat = torch.empty(len(vision.pixels), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    flat.numpy()[:] = np.frombuffer(vision.pixels, np.uint8)
     return flat.view(vision.num_frames, vision.height, vision.width, 3)
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inference import dense_attention
 from inference.linear import Linear
+from inference.ops import Ops
 from inference.patches import patchify
-from inference.rope import rotate, signed_angles
+from inference.rope import signed_angles
 
 
 _MAX_KEPT_PATCHES = 2048
@@ -88,6 +90,7 @@ class VisionModel:
         blocks: Sequence[VisionBlock],
         merger: Merger,
         deepstack: dict[int, Merger],
+        ops: Ops,
     ) -> None:
         """Take the weights; `deepstack` maps a block's number to the merger behind it."""
         self.geometry = geometry
@@ -96,6 +99,7 @@ class VisionModel:
         self.blocks = tuple(blocks)
         self.merger = merger
         self.deepstack = deepstack
+        self.ops = ops
         self.device = pos_embed.device
         self.dtype = pos_embed.dtype
         # A few grids make up most traffic; the bound keeps the tables from growing with load.
@@ -118,10 +122,7 @@ class VisionModel:
         tables = [self._tables(rows, columns) for _, rows, columns in grids]
         cos, sin = (
             torch.cat(
-                [
-                    table[axis].repeat(t, 1, 1)
-                    for table, (t, _, _) in zip(tables, grids, strict=True)
-                ]
+                [table[axis].repeat(t, 1) for table, (t, _, _) in zip(tables, grids, strict=True)]
             )
             for axis in (1, 2)
         )
@@ -174,9 +175,9 @@ class VisionModel:
     def _attend(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, groups: Sequence[tuple[int, int]]
     ) -> Tensor:
-        num_rows, heads = len(qkv), self.geometry.num_heads
-        qkv = qkv.view(num_rows, 3, heads, -1)
-        qk = rotate(qkv[:, :2], cos[:, None], sin[:, None]).to(qkv.dtype)
+        heads = self.geometry.num_heads
+        qkv = qkv.view(len(qkv), 3 * heads, -1)
+        qk = self.ops.norm_rotate(qkv[:, : 2 * heads], None, cos, sin, 0.0)
         parts: list[Tensor] = []
         start = 0
         for frames, patches in groups:
@@ -184,11 +185,20 @@ class VisionModel:
             start = rows.stop
             q, k, v = (
                 x[rows].view(frames, patches, heads, -1).transpose(1, 2)
-                for x in (qk[:, 0], qk[:, 1], qkv[:, 2])
+                for x in (qk[:, :heads], qk[:, heads:], qkv[:, 2 * heads :])
             )
-            attended = functional.scaled_dot_product_attention(q, k, v)
-            parts.append(attended.transpose(1, 2).reshape(frames * patches, -1))
+            attended = self._attend_frames(q, k, v).transpose(1, 2)
+            parts.append(attended.reshape(frames * patches, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend_frames(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each frame's patches to each other, [num_frames, num_heads, num_patches, head_dim]."""
+        if self.device.type != "cpu":
+            return functional.scaled_dot_product_attention(q, k, v)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scale = q.shape[-1] ** -0.5
+        attended = dense_attention.attend(q[:, None], k, v, self.ops, scale=scale, first=None)
+        return attended.view(-1, self.geometry.num_heads, *attended.shape[2:])
 
     def _tables(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         # Of a large picture's time the tables are little, but of the memory they would be much.
@@ -208,7 +218,7 @@ class VisionModel:
         inv_freq = 1.0 / self.geometry.rope_theta**exponents
         freqs = torch.cat((row[:, None] * inv_freq, column[:, None] * inv_freq), dim=-1)
         # transformers rotates vision heads in float32 whatever the weights' type.
-        cos, sin = signed_angles(freqs, 1.0, torch.float32)
+        cos, sin = signed_angles(freqs)
         embedding = self._interpolate(row, rows, column, columns)
         return embedding, cos.to(self.device), sin.to(self.device)
 
