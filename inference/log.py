@@ -4,11 +4,13 @@ JSON for machines, aligned text for a terminal. It knows nothing of requests: ca
 context with structlog. Local variables never reach a traceback, so payloads stay out of the log.
 """
 
+import contextlib
 import json
 import logging
 import sys
+import threading
 import warnings
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -20,6 +22,9 @@ LogFormat: TypeAlias = Literal["auto", "json", "console"]
 _SERVICE = "loupe"
 # What these libraries say below a warning, our own events say better.
 _QUIET_LIBRARIES = ("uvicorn", "httpx", "httpcore", "PIL", "asyncio", "transformers", "litestar")
+
+
+_log = structlog.get_logger()
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,83 +42,97 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def configure_logging(config: LogConfig) -> None:
     """Send every event of this process, structlog's and the standard library's, to stderr."""
     level = logging.getLevelNamesMapping()[config.level.upper()]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(config))
+    output = _Output(sys.stderr.buffer)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *_rendering(config),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: output,
+        cache_logger_on_first_use=True,
+    )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_LibraryRecords()]
     root.setLevel(level)
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
     _route_warnings()
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_shared_processors(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
-def _shared_processors() -> list[Processor]:
-    return [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.PositionalArgumentsFormatter(),
-    ]
+class _Output:
+    """Writes whole lines; a log that nobody can take must not stop the service."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._file.write(line)
+            self._file.flush()
+
+    debug = info = warning = error = critical = write
 
 
-def _formatter(config: LogConfig) -> logging.Formatter:
-    as_json = config.format == "json" or (config.format == "auto" and not sys.stderr.isatty())
-    rendering: list[Processor]
-    if as_json:
-        rendering = [
-            structlog.processors.format_exc_info,
-            _render_json,
-        ]
-    else:
-        rendering = [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,
+class _LibraryRecords(logging.Handler):
+    """Passes the standard library's records on as events of ours, with the library's name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _log.log(
+                min(record.levelno // 10 * 10, logging.CRITICAL),
+                record.getMessage(),
+                logger=record.name,
+                exc_info=record.exc_info,
             )
-        ]
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*_shared_processors(), _name_the_library],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            _NameTheProcess(config.process, full=as_json),
-            *rendering,
-        ],
+        except Exception:  # noqa: BLE001 - the standard library's own rule for handlers
+            self.handleError(record)
+
+
+def _rendering(config: LogConfig) -> list[Processor]:
+    """List what makes a line of an event; the last returns its bytes."""
+    as_json = config.format == "json" or (config.format == "auto" and not sys.stderr.isatty())
+    if as_json:
+        head = _JsonHead(config.process)
+        return [structlog.processors.format_exc_info, head, _render_json]
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
 
+    def render_text(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+        # The service's own name would say nothing on a terminal.
+        text = console(logger, method, {"process": config.process, **event})
+        return text.encode(errors="backslashreplace") + b"\n"
 
-class _NameTheProcess:
-    """Adds who speaks; on a terminal the service's own name would say nothing."""
+    return [render_text]
 
-    def __init__(self, process: str, *, full: bool) -> None:
-        self._names = {"service": _SERVICE, "process": process} if full else {"process": process}
+
+class _JsonHead:
+    """Puts what every line has first: when, how severe, what, who."""
+
+    def __init__(self, process: str) -> None:
+        self._process = process
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        head = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-        return {**head, **self._names, **event}
+        return {
+            "timestamp": event.pop("timestamp"),
+            "level": event.pop("level"),
+            "message": event.pop("event"),
+            "service": _SERVICE,
+            "process": self._process,
+            **event,
+        }
 
 
-def _name_the_library(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    record: logging.LogRecord = event["_record"]
-    event["logger"] = record.name
-    return event
-
-
-def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
-    event = {"message" if key == "event" else key: value for key, value in event.items()}
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> bytes:
     try:
-        return msgspec.json.encode(event, enc_hook=repr).decode()
-    except UnicodeEncodeError:  # a lone surrogate is no UTF-8; the line must appear all the same
-        return json.dumps(event, default=repr)
+        return msgspec.json.encode(event, enc_hook=repr) + b"\n"
+    except (ValueError, TypeError, OverflowError):
+        # Lone surrogates, huge integers, odd keys: the line must appear all the same.
+        return json.dumps(event, default=repr, skipkeys=True).encode() + b"\n"
 
 
 def _route_warnings() -> None:

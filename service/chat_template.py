@@ -52,6 +52,8 @@ class ChatTemplate:
         self._special_tokens = special_tokens
         environment = _environment()
         self._template = environment.from_string(self._marked(source))
+        # Jinja chains dicts here, and copies the chain at every rendering: a fifth of its time.
+        self._template.globals = dict(self._template.globals)
         self._variables = {name: self._marked(text) for name, text in variables.items()}
         self.common_texts = self._checked(
             environment.from_string(source).render(**_probe(), **variables)

@@ -5,6 +5,8 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 PREPARE = """
@@ -87,10 +89,63 @@ except ValueError:
     assert "the client's words" not in text
 
 
-def test_any_value_can_be_logged():
-    (line,) = lines_of('log.info("odd", text="\\ud800", thing=object())')
+@pytest.mark.parametrize("value", ["'\\ud800'", "object()", "2**80", "{(1, 2): 3}", "b'x'"])
+def test_any_value_can_be_logged(value: str):
+    (line,) = lines_of(f'log.info("odd", value={value})')
 
     assert json.loads(line)["message"] == "odd"
+
+
+def test_a_librarys_exception_is_part_of_its_line():
+    program = """
+try:
+    raise ValueError("broken")
+except ValueError:
+    logging.getLogger("some.library").exception("100%% lost %s", "it")
+"""
+    (line,) = lines_of(program)
+
+    event = json.loads(line)
+    assert (event["message"], event["level"]) == ("100% lost it", "error")
+    assert "ValueError: broken" in event["exception"]
+
+
+def test_a_level_between_two_counts_as_the_lower_one():
+    lines = lines_of('[logging.getLogger("some").log(level, "x") for level in (15, 25, 60)]')
+
+    assert [json.loads(line)["level"] for line in lines] == ["info", "critical"]
+
+
+def test_what_is_bound_to_the_context_is_in_every_line():
+    lines = lines_of("""
+structlog.contextvars.bind_contextvars(request_id="r")
+log.info("ours")
+logging.getLogger("some.library").warning("theirs")
+""")
+
+    assert [json.loads(line)["request_id"] for line in lines] == ["r", "r"]
+
+
+def test_a_log_that_nobody_reads_stops_nobody():
+    program = """
+import os
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, sys.stderr.fileno())
+for _ in range(1000):
+    log.error("lost", padding="x" * 1000)
+    logging.getLogger("some.library").error("lost")
+os.write(1, b"alive")
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE + program, "json"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+
+    assert done.stdout == b"alive"
 
 
 def test_format_is_json_when_nobody_looks_at_a_terminal():
