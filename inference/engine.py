@@ -159,8 +159,6 @@ class Engine:
         step = self.scheduler.schedule()
         if step.chunks:
             self._stamp_admissions(step)
-            # Neighbours of similar length pad each other little.
-            step.decodes.sort(key=lambda chunk: chunk.end)
             self._run(step)
             self._num_steps += 1
         outputs, self._outputs = self._outputs, []
@@ -190,7 +188,9 @@ class Engine:
 
     def _check_capacity(self, generate: Generate) -> Refused | None:
         num_waiting = len(self.scheduler.waiting) + len(self._compiling)
-        if num_waiting < self.limits.max_queued_requests and not self._is_memory_short():
+        num_free_rows = self.limits.max_num_seqs - len(self.scheduler.running)
+        has_room = num_waiting < num_free_rows + self.limits.max_queued_requests
+        if has_room and not self._is_memory_short():
             return None
         return Refused(
             request_id=generate.request_id,
@@ -213,7 +213,7 @@ class Engine:
         )
         allowed = min(
             self.model.max_model_len,
-            self.scheduler.blocks.num_usable * self.limits.block_size - 1,
+            self.scheduler.blocks.num_usable * self.limits.block_size,
         )
         if needed <= allowed:
             return None
@@ -297,16 +297,17 @@ class Engine:
                     self._run(part)
 
     def _execute(self, step: Step) -> None:
-        if step.encodings:
-            self._encode(step)
-        chunks = step.chunks
+        self._encode(step)
+        # Rows of one token first and by length: neighbours then pad each other little.
+        chunks = sorted(step.chunks, key=lambda chunk: (chunk.num_tokens > 1, chunk.end))
         logits = self.runner.execute(chunks)
         completing = [chunk.sequence for chunk in chunks if chunk.completes]
+        states = [self._progress[sequence].sampler for sequence in completing]
+        sampled = self._sampler.sample(logits, states) if states else None
+        # Nothing has changed so far, so that a step which ran out of memory can run again.
         for chunk in chunks:
             self.scheduler.advance(chunk)
-        if completing:
-            states = [self._progress[sequence].sampler for sequence in completing]
-            sampled = self._sampler.sample(logits, states)
+        if sampled is not None:
             for sequence, token_id, logprob in zip(
                 completing, sampled.token_ids, sampled.logprobs, strict=True
             ):
@@ -315,10 +316,15 @@ class Engine:
                     self._append(sequence, token_id, logprob)
 
     def _encode(self, step: Step) -> None:
+        embeddings = self.scheduler.embeddings
+        # A step that runs again in parts may have encoded some already.
+        missing = [e for e in step.encodings if not embeddings.is_stored(e.key)]
+        if not missing:
+            return
         started = self._clock()
-        self.runner.encode(step.encodings)
+        self.runner.encode(missing)
         seconds = self._clock() - started
-        requests = {encoding.request for encoding in step.encodings}
+        requests = {encoding.request for encoding in missing}
         for chunk in step.prefills:
             if chunk.sequence.request in requests:
                 chunk.sequence.vision_seconds += seconds
@@ -429,13 +435,15 @@ def _parts(step: Step) -> list[Step]:
         parts = [Step(decodes=step.decodes)]
     else:
         parts = [Step(decodes=[chunk]) for chunk in step.decodes]
-    encodings = list(step.encodings)
     for chunk in step.prefills:
         request = chunk.sequence.request
-        keys = {(request.tenant, vision.content_hash) for vision in request.visions}
-        # Two requests may need one picture: whichever runs first encodes it.
-        needed = [encoding for encoding in encodings if encoding.key in keys]
-        encodings = [encoding for encoding in encodings if encoding.key not in keys]
+        # Two chunks may need one picture: whichever runs first encodes it.
+        keys = {
+            (request.tenant, request.visions[span.vision].content_hash)
+            for span in request.spans
+            if span.start < chunk.end and span.end > chunk.start
+        }
+        needed = [encoding for encoding in step.encodings if encoding.key in keys]
         parts.append(Step(prefills=[chunk], encodings=needed))
     return parts
 
