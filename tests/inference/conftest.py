@@ -332,6 +332,10 @@ class Answers:
             previous.append(message)
             self.token_ids.setdefault(key, []).extend(message.token_ids)
 
+    def admission(self, request_id: str, index: int = 0) -> Any:
+        """How a sequence began."""
+        return self.deltas[request_id, index][0].admission
+
     def finish(self, request_id: str, index: int = 0) -> Any:
         """How a sequence ended."""
         return self.deltas[request_id, index][-1].finish
