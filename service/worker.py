@@ -22,6 +22,7 @@ from service.app import create_app
 from service.chat import Chat
 from service.config import Settings
 from service.engine_client import EngineClient
+from service.heap import return_freed_memory
 from service.http_protocol import HttpProtocol
 from service.media.pool import ImagePool
 
@@ -41,6 +42,7 @@ def run_worker(
 
     socket: already listening, shared with the other workers. address, authkey: the engine's.
     """
+    return_freed_memory()
 
     async def serve() -> None:
         pool = ImagePool(settings.media, num_processes=settings.num_image_processes)

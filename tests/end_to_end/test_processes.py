@@ -1,9 +1,11 @@
+import io
 import re
 import stat
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 MEGABYTE = 1e6
 
@@ -12,9 +14,16 @@ MEGABYTE = 1e6
 def used(service, picture, ask):
     """Have every part of every worker loaded before it is looked at."""
     question = ask("What is in this image?", picture("red", "circle"))
+    photo = ask("What is in this image?", noise_of_megabytes())
     with httpx.Client(base_url=service.url, timeout=60) as client:
-        for _ in range(32):
-            assert client.post("/v1/chat", json=question).status_code == 200
+        for asked in [question] * 32 + [photo] * 8:
+            assert client.post("/v1/chat", json=asked).status_code == 200
+
+
+def noise_of_megabytes() -> bytes:
+    encoded = io.BytesIO()
+    Image.effect_noise((3000, 3000), 50).save(encoded, "JPEG")
+    return encoded.getvalue()
 
 
 def titles(processes):
