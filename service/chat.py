@@ -16,7 +16,7 @@ from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, cou
 from service.conversation import Conversation
 from service.detokenizer import Vocabulary
 from service.errors import EngineUnavailable
-from service.media.decode import DecodedImage
+from service.media.decoded_image import DecodedImage
 from service.media.pool import ImagePool
 from service.media.resize import ResizeBounds
 from service.prompt import Prompt, PromptBuilder

@@ -43,6 +43,8 @@ def run_worker(
     socket: already listening, shared with the other workers. address, authkey: the engine's.
     """
     return_freed_memory()
+    # Prompts are small and many: threads for each would only take cores from the engine.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     async def serve() -> None:
         pool = ImagePool(settings.media, num_processes=settings.num_image_processes)

@@ -27,6 +27,7 @@ from PIL import (
 
 from service.media.colour import to_upright_rgb
 from service.media.container import check_png, ends_early, sniff
+from service.media.decoded_image import DecodedImage
 from service.media.refusal import PictureRefused, Refusal
 from service.media.resize import ResizeBounds, smart_resize
 
@@ -51,25 +52,6 @@ class SourceBounds:
 
     formats: tuple[str, ...]
     max_pixels: int
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """A picture as the model sees it: upright, sRGB on white, resized.
-
-    pixels: uint8 RGB, C order [height, width, 3].
-    content_hash: 32 bytes, BLAKE2b over shape and pixels; the file's metadata has no part in it.
-    source_height, source_width: of the upright picture before resizing; boxes refer to it.
-    source_format: as `container.sniff` names it.
-    """
-
-    height: int
-    width: int
-    pixels: bytes
-    content_hash: bytes
-    source_height: int
-    source_width: int
-    source_format: str
 
 
 def decode(encoded: bytes, source: SourceBounds, bounds: ResizeBounds) -> DecodedImage:

@@ -15,7 +15,7 @@ import structlog
 from service.conversation import ImagePart
 from service.errors import ClientError, ImageRefused, InternalError, ServiceError, TooLarge
 from service.media.budget import MediaLimits, check_images, check_total_pixels
-from service.media.decode import DecodedImage
+from service.media.decoded_image import DecodedImage
 from service.media.decoder_messages import (
     Decode,
     Decoded,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from service.media.decode import DecodedImage, SourceBounds, decode
+from service.media.decode import SourceBounds, decode
+from service.media.decoded_image import DecodedImage
 from service.media.resize import ResizeBounds
 
 ALL_FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "tiff")

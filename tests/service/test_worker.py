@@ -1,0 +1,29 @@
+"""What every web worker pays for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+START = """
+import sys
+import service.worker
+from service.app import create_app
+from service.config import Settings
+from service.media.pool import ImagePool
+
+settings = Settings()
+create_app(settings, None, ImagePool(settings.media, num_processes=1))
+print(*sys.modules)
+"""
+
+
+def test_a_worker_loads_nothing_heavy_that_it_does_not_use():
+    done = subprocess.run(
+        [sys.executable, "-c", START], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.split())
+    assert "litestar" in loaded
+    assert loaded & {"PIL", "pydantic", "numpy", "torch", "transformers", "accelerate"} == set()
