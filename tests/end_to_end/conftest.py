@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240
 PATIENCE_SECONDS = 60
-GREEDY = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 1.0}
+GREEDY = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 1.0, "seed": 1}
 COLORS = {"red": "#ff0000", "blue": "#0000ff", "green": "#00ff00"}
 
 
@@ -77,9 +77,12 @@ class Service:
     def image_processes(self) -> list[psutil.Process]:
         return [child for worker in self.workers() for child in worker.children()]
 
-    def is_healthy(self) -> bool:
-        with httpx.Client(base_url=self.url) as client:
-            return client.get("/health/ready").status_code == 200
+    def is_whole(self, num_workers: int) -> bool:
+        """Every process is there and has said that it is ready."""
+        events = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        ready = {event["pid"] for event in events if event["message"] == "process_ready"}
+        children = [*self.children("loupe inference"), *self.workers()]
+        return len(children) == 1 + num_workers and {child.pid for child in children} <= ready
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
