@@ -16,6 +16,7 @@ from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, cou
 from service.conversation import Conversation
 from service.detokenizer import Vocabulary
 from service.errors import EngineUnavailable
+from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
 from service.media.pool import ImagePool
 from service.media.resize import ResizeBounds
@@ -270,6 +271,7 @@ def _load_checkpoint(model: ModelFacts) -> _Checkpoint:
         min_pixels=model.min_pixels,
         max_pixels=model.max_pixels,
     )
+    return_unused_memory()
     return _Checkpoint(model, prompts, Vocabulary(prompts.tokenizer), bounds)
 
 
