@@ -106,11 +106,14 @@ class CpuAttention:
         kernels: CpuKernels | None,
     ) -> None:
         """Allocate the pool, zeroed: padding rows multiply it by zero and must not find NaN."""
-        size = (shape.num_layers, shape.num_blocks, shape.num_kv_heads, shape.block_size)
+        size = (shape.num_layers, shape.num_blocks, shape.num_kv_heads)
         self.shape = shape
-        self._keys = torch.zeros(*size, shape.head_dim, dtype=dtype)
-        self._values = torch.zeros(*size, shape.head_dim, dtype=dtype)
+        # Keys are kept transposed: one query meets a lane of tokens at a time.
+        self._keys = torch.zeros(*size, shape.head_dim, shape.block_size, dtype=dtype)
+        self._values = torch.zeros(*size, shape.block_size, shape.head_dim, dtype=dtype)
         self._group_size = num_heads // shape.num_kv_heads
+        if kernels is not None and not _fits(shape, self._group_size):
+            kernels = None
         self._scaling = scaling
         self._dtype = dtype
         self._kernels = kernels
@@ -141,8 +144,7 @@ class CpuAttention:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         """See `Attention`."""
-        self._store(self._keys[layer], k, plan.slots)
-        self._store(self._values[layer], v, plan.slots)
+        self._store(layer, k, v, plan.slots)
         parts: list[Tensor] = []
         start = 0
         for group in plan.decodes:
@@ -156,12 +158,14 @@ class CpuAttention:
             start = end
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _store(self, pool: Tensor, x: Tensor, slots: Tensor) -> None:
+    def _store(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        keys, values = self._keys[layer], self._values[layer]
         if self._kernels is not None:
-            self._kernels.store(pool, x, slots)
+            self._kernels.store(keys, values, k, v, slots)
             return
-        size = self.shape.block_size
-        pool[slots // size, :, slots % size] = x
+        block, place = slots // self.shape.block_size, slots % self.shape.block_size
+        keys[block, :, :, place] = k
+        values[block, :, place] = v
 
     def _attend_decodes(self, layer: int, q: Tensor, group: _DecodeGroup) -> Tensor:
         keys, values = self._keys[layer], self._values[layer]
@@ -171,12 +175,10 @@ class CpuAttention:
             )
         assert group.mask is not None
         rows, kv_heads, head_dim = group.num_rows, self.shape.num_kv_heads, self.shape.head_dim
-        # [num_rows, num_kv_heads, context, head_dim]
-        k, v = (
-            pool[group.tables].transpose(1, 2).reshape(rows, kv_heads, -1, head_dim)
-            for pool in (keys, values)
-        )
-        scores = q.view(rows, kv_heads, -1, head_dim) @ k.transpose(2, 3)
+        # [num_rows, num_kv_heads, head_dim, context] and [num_rows, num_kv_heads, context, head_dim]
+        k = keys[group.tables].permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, head_dim, -1)
+        v = values[group.tables].transpose(1, 2).reshape(rows, kv_heads, -1, head_dim)
+        scores = q.view(rows, kv_heads, -1, head_dim) @ k
         weights = self._ops.softmax(scores + group.mask, self._scaling, None)
         return (weights @ v).view(rows, -1)
 
@@ -187,11 +189,9 @@ class CpuAttention:
         if prefill.blocks is None:
             k, v = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
         else:
-            context = prefill.start + prefill.num_tokens
-            k, v = (
-                pool[layer, prefill.blocks].transpose(0, 1).flatten(1, 2)[:, :context]
-                for pool in (self._keys, self._values)
-            )
+            # [num_kv_heads, context, head_dim], the last block's unused places behind it
+            k = self._keys[layer, prefill.blocks].permute(1, 0, 3, 2).flatten(1, 2)
+            v = self._values[layer, prefill.blocks].transpose(0, 1).flatten(1, 2)
         # [num_kv_heads, group_size, num_tokens, head_dim]
         q = q.view(prefill.num_tokens, kv_heads, self._group_size, -1).permute(1, 2, 0, 3)
         attended = dense_attention.attend(
@@ -219,6 +219,14 @@ class CpuAttention:
         if row.start > 0:
             blocks = torch.tensor(row.block_table[: -(-row.end // self.shape.block_size)])
         return _Prefill(row.end - row.start, row.start, blocks)
+
+
+def _fits(shape: KVShape, group_size: int) -> bool:
+    """Whether the kernels can attend over a pool of these sizes."""
+    lanes = CpuKernels.LANES
+    return group_size <= CpuKernels.MAX_GROUP and not (
+        shape.head_dim % lanes or shape.block_size % lanes
+    )
 
 
 def _similar_lengths(rows: Sequence[Rows]) -> list[Sequence[Rows]]:

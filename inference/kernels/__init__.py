@@ -43,7 +43,13 @@ def load_kernels(dtype: torch.dtype) -> "CpuKernels | None":
 
 
 class CpuKernels:
-    """`Ops` in C, and attention of decoding rows over the paged pool."""
+    """`Ops` in C, and attention of decoding rows over the paged pool.
+
+    Attention wants head_dim and block_size in multiples of LANES and groups of at most MAX_GROUP.
+    """
+
+    LANES = 16
+    MAX_GROUP = 8
 
     def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
         """Bind the functions of one storage type."""
@@ -59,7 +65,8 @@ class CpuKernels:
         self._silu_mul = bind("silu_mul", p, p, n, n)
         self._norm_rotate = bind("norm_rotate", p, n, p, p, p, n, n, n, f)
         self._softmax = bind("softmax", p, n, n, n, f, n)
-        self._store = bind("store", p, p, n, p, n, n, n, n)
+        self._store_keys = bind("store_keys", p, p, n, p, n, n, n, n)
+        self._store_values = bind("store_values", p, p, n, p, n, n, n, n)
         self._decode = bind("decode_attention", p, n, p, p, p, p, p, n, n, n, n, n, n, f)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -108,23 +115,18 @@ class CpuKernels:
         self._softmax(scores.data_ptr(), matrices, rows, columns, scale, first)
         return scores
 
-    def store(self, pool: Tensor, x: Tensor, slots: Tensor) -> None:
-        """Copy x [num_tokens, num_kv_heads, head_dim] to slots of one layer's pool.
-
-        The pool is [num_blocks, num_kv_heads, block_size, head_dim].
-        """
-        rows, heads, dim = x.shape
-        assert x.stride()[1:] == (dim, 1)
-        self._store(
-            pool.data_ptr(),
-            x.data_ptr(),
-            x.stride(0),
-            slots.data_ptr(),
-            rows,
-            heads,
-            pool.shape[2],
-            dim,
-        )
+    def store(self, keys: Tensor, values: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Copy k and v [num_tokens, num_kv_heads, head_dim] to slots of one layer's pools."""
+        rows, heads, dim = k.shape
+        assert k.stride()[1:] == v.stride()[1:] == (dim, 1)
+        size = values.shape[2]
+        for function, pool, x in (
+            (self._store_keys, keys, k),
+            (self._store_values, values, v),
+        ):
+            function(
+                pool.data_ptr(), x.data_ptr(), x.stride(0), slots.data_ptr(), rows, heads, size, dim
+            )
 
     def decode_attention(
         self,
@@ -139,8 +141,8 @@ class CpuKernels:
 
         Args:
             q: [num_rows, num_heads, head_dim].
-            keys: one layer's pool, [num_blocks, num_kv_heads, block_size, head_dim].
-            values: the same.
+            keys: one layer's pool, [num_blocks, num_kv_heads, head_dim, block_size].
+            values: the same, [num_blocks, num_kv_heads, block_size, head_dim].
             tables: int64 [num_rows, table_width].
             lengths: int64 [num_rows], tokens of each row, the newest included.
             scale: of the scores.
@@ -150,7 +152,7 @@ class CpuKernels:
         """
         rows, num_heads, dim = q.shape
         assert q.stride()[1:] == (dim, 1)
-        _, kv_heads, block_size, _ = keys.shape
+        _, kv_heads, block_size, _ = values.shape
         out = q.new_empty(rows, num_heads * dim)
         self._decode(
             q.data_ptr(),

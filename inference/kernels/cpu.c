@@ -48,6 +48,25 @@ static inline float exp_negative(float x) {
     return p * scale;
 }
 
+/* Sixteen floats: one register with AVX-512, two or four elsewhere. */
+typedef float lanes __attribute__((vector_size(64)));
+typedef uint16_t half_lanes __attribute__((vector_size(32)));
+typedef uint32_t bit_lanes __attribute__((vector_size(64)));
+#define LANES 16
+#define MAX_GROUP 8
+
+static inline lanes load_lanes_bf16(const bf16 *x) {
+    half_lanes halves;
+    memcpy(&halves, x, sizeof halves);
+    return (lanes)(__builtin_convertvector(halves, bit_lanes) << 16);
+}
+
+static inline lanes load_lanes_f32(const float *x) {
+    lanes value;
+    memcpy(&value, x, sizeof value);
+    return value;
+}
+
 /* Below this many elements waking other threads costs more than it saves. */
 #define PARALLEL 16384
 
@@ -57,16 +76,19 @@ static inline float exp_negative(float x) {
 #define ELEMENT bf16
 #define SUFFIX bf16
 #define LOAD load_bf16
+#define LOAD_LANES load_lanes_bf16
 #define ROUND round_bf16
 #include "cpu.c"
 #undef ELEMENT
 #undef SUFFIX
 #undef LOAD
+#undef LOAD_LANES
 #undef ROUND
 
 #define ELEMENT float
 #define SUFFIX f32
 #define LOAD load_f32
+#define LOAD_LANES load_lanes_f32
 #define ROUND round_f32
 #include "cpu.c"
 
@@ -154,10 +176,26 @@ void NAME(softmax, SUFFIX)(ELEMENT *scores, int64_t matrices, int64_t rows, int6
     }
 }
 
-/* Copy new keys and values [rows, kv_heads, dim] (rows of a stride) into the pool's slots. The pool
-   is [blocks, kv_heads, block_size, dim]. */
-void NAME(store, SUFFIX)(ELEMENT *pool, const ELEMENT *x, int64_t row_stride, const int64_t *slots,
-                         int64_t rows, int64_t kv_heads, int64_t block_size, int64_t dim) {
+/* Copy new keys [rows, kv_heads, dim] (rows of a stride) into the pool's slots. The pool of keys is
+   [blocks, kv_heads, dim, block_size]: one query meets a lane of tokens at a time. */
+void NAME(store_keys, SUFFIX)(ELEMENT *pool, const ELEMENT *x, int64_t row_stride,
+                              const int64_t *slots, int64_t rows, int64_t kv_heads,
+                              int64_t block_size, int64_t dim) {
+#pragma omp parallel for if (rows * kv_heads * dim > PARALLEL)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t block = slots[r] / block_size, place = slots[r] % block_size;
+        for (int64_t h = 0; h < kv_heads; h++) {
+            ELEMENT *to = pool + (block * kv_heads + h) * dim * block_size + place;
+            const ELEMENT *from = x + r * row_stride + h * dim;
+            for (int64_t i = 0; i < dim; i++) to[i * block_size] = from[i];
+        }
+    }
+}
+
+/* The same for values, whose pool is [blocks, kv_heads, block_size, dim]. */
+void NAME(store_values, SUFFIX)(ELEMENT *pool, const ELEMENT *x, int64_t row_stride,
+                                const int64_t *slots, int64_t rows, int64_t kv_heads,
+                                int64_t block_size, int64_t dim) {
 #pragma omp parallel for if (rows * kv_heads * dim > PARALLEL)
     for (int64_t r = 0; r < rows; r++) {
         int64_t block = slots[r] / block_size, place = slots[r] % block_size;
@@ -167,8 +205,83 @@ void NAME(store, SUFFIX)(ELEMENT *pool, const ELEMENT *x, int64_t row_stride, co
     }
 }
 
+/* scores[g * stride + t] = query[g] . key[t] over one block; `group` is constant where inlined. */
+static inline __attribute__((always_inline)) void
+NAME(score_block, SUFFIX)(const ELEMENT *keys, const float *query, float *scores, int64_t stride,
+                          int64_t group, int64_t block_size, int64_t dim) {
+    for (int64_t t = 0; t < block_size; t += LANES) {
+        lanes sums[MAX_GROUP] = {{0}};
+        for (int64_t i = 0; i < dim; i++) {
+            lanes key = LOAD_LANES(keys + i * block_size + t);
+#pragma GCC unroll 8
+            for (int64_t g = 0; g < group; g++) sums[g] += query[g * dim + i] * key;
+        }
+#pragma GCC unroll 8
+        for (int64_t g = 0; g < group; g++) memcpy(scores + g * stride + t, &sums[g], sizeof(lanes));
+    }
+}
+
+/* out[g] += sum over t of weights[g * stride + t] * value[t] over one block. */
+static inline __attribute__((always_inline)) void
+NAME(sum_block, SUFFIX)(const ELEMENT *values, const float *weights, float *out, int64_t stride,
+                        int64_t group, int64_t count, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += LANES) {
+        lanes sums[MAX_GROUP];
+#pragma GCC unroll 8
+        for (int64_t g = 0; g < group; g++) memcpy(&sums[g], out + g * dim + i, sizeof(lanes));
+        for (int64_t t = 0; t < count; t++) {
+            lanes value = LOAD_LANES(values + t * dim + i);
+#pragma GCC unroll 8
+            for (int64_t g = 0; g < group; g++) sums[g] += weights[g * stride + t] * value;
+        }
+#pragma GCC unroll 8
+        for (int64_t g = 0; g < group; g++) memcpy(out + g * dim + i, &sums[g], sizeof(lanes));
+    }
+}
+
+/* All of one row and one key head: `group` queries [group, dim], already scaled, over a sequence's
+   blocks; their sums go to out [group, dim]. */
+static inline __attribute__((always_inline)) void
+NAME(attend_row, SUFFIX)(const float *query, const ELEMENT *keys, const ELEMENT *values,
+                         const int64_t *table, int64_t length, float *scores, float *out,
+                         int64_t kv_heads, int64_t head, int64_t group, int64_t block_size,
+                         int64_t dim) {
+    int64_t num_blocks = (length + block_size - 1) / block_size;
+    int64_t stride = num_blocks * block_size, size = block_size * dim;
+    for (int64_t b = 0; b < num_blocks; b++) {
+        if (b + 1 < num_blocks) {
+            const char *next = (const char *)(keys + (table[b + 1] * kv_heads + head) * size);
+            for (size_t i = 0; i < (size_t)size * sizeof(ELEMENT); i += 64) __builtin_prefetch(next + i);
+        }
+        NAME(score_block, SUFFIX)(keys + (table[b] * kv_heads + head) * size, query,
+                                  scores + b * block_size, stride, group, block_size, dim);
+    }
+    for (int64_t g = 0; g < group; g++) {
+        float *s = scores + g * stride;
+        float top = -3.0e38f, total = 0;
+        for (int64_t t = 0; t < length; t++) top = s[t] > top ? s[t] : top;
+        for (int64_t t = 0; t < length; t++) {
+            s[t] = exp_negative(s[t] - top);
+            total += s[t];
+        }
+        float inverse = 1.0f / total;
+        for (int64_t t = 0; t < length; t++) s[t] *= inverse;
+    }
+    for (int64_t b = 0; b < num_blocks; b++) {
+        if (b + 1 < num_blocks) {
+            const char *next = (const char *)(values + (table[b + 1] * kv_heads + head) * size);
+            for (size_t i = 0; i < (size_t)size * sizeof(ELEMENT); i += 64) __builtin_prefetch(next + i);
+        }
+        int64_t left = length - b * block_size;
+        NAME(sum_block, SUFFIX)(values + (table[b] * kv_heads + head) * size,
+                                scores + b * block_size, out, stride, group,
+                                left < block_size ? left : block_size, dim);
+    }
+}
+
 /* One query token per row over its blocks: out[row, head] = softmax(q k * scale) v.
-   tables [rows, table_width]; lengths in tokens, the new one included. */
+   tables [rows, table_width]; lengths in tokens, the new one included; group <= MAX_GROUP, dim and
+   block_size multiples of LANES. */
 void NAME(decode_attention, SUFFIX)(const ELEMENT *q, int64_t q_stride, const ELEMENT *keys,
                                     const ELEMENT *values, const int64_t *tables,
                                     const int64_t *lengths, ELEMENT *out, int64_t rows,
@@ -177,57 +290,24 @@ void NAME(decode_attention, SUFFIX)(const ELEMENT *q, int64_t q_stride, const EL
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) if (rows * table_width > 8)
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t h = 0; h < kv_heads; h++) {
-            int64_t length = lengths[r];
-            int64_t num_blocks = (length + block_size - 1) / block_size;
-            int64_t padded = num_blocks * block_size;
+            int64_t width = group * dim, first = (r * kv_heads + h) * width;
+            int64_t padded = (lengths[r] + block_size - 1) / block_size * block_size;
             float *scores = malloc(sizeof(float) * (size_t)(group * padded));
-            float query[group][dim], sum[group][dim];
-            for (int64_t g = 0; g < group; g++)
-                for (int64_t i = 0; i < dim; i++) {
-                    query[g][i] = LOAD(q[r * q_stride + (h * group + g) * dim + i]) * scale;
-                    sum[g][i] = 0;
-                }
-            for (int64_t b = 0; b < num_blocks; b++) {
-                int64_t block = tables[r * table_width + b];
-                const ELEMENT *k = keys + (block * kv_heads + h) * block_size * dim;
-                for (int64_t t = 0; t < block_size; t++) {
-                    float key[dim];
-                    for (int64_t i = 0; i < dim; i++) key[i] = LOAD(k[t * dim + i]);
-                    for (int64_t g = 0; g < group; g++) {
-                        float dot = 0;
-                        for (int64_t i = 0; i < dim; i++) dot += query[g][i] * key[i];
-                        scores[g * padded + b * block_size + t] = dot;
-                    }
-                }
+            float query[width], sums[width];
+            for (int64_t i = 0; i < width; i++) {
+                query[i] = LOAD(q[r * q_stride + h * width + i]) * scale;
+                sums[i] = 0;
             }
-            for (int64_t g = 0; g < group; g++) {
-                float *s = scores + g * padded;
-                float top = -3.0e38f, total = 0;
-                for (int64_t t = 0; t < length; t++) top = s[t] > top ? s[t] : top;
-                for (int64_t t = 0; t < length; t++) {
-                    s[t] = exp_negative(s[t] - top);
-                    total += s[t];
-                }
-                float inverse = 1.0f / total;
-                for (int64_t t = 0; t < length; t++) s[t] *= inverse;
+#define ATTEND(constant)                                                                           \
+    case constant:                                                                                 \
+        NAME(attend_row, SUFFIX)(query, keys, values, tables + r * table_width, lengths[r],        \
+                                 scores, sums, kv_heads, h, constant, block_size, dim);            \
+        break;
+            switch (group) {
+                ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(5) ATTEND(6) ATTEND(7) ATTEND(8)
             }
-            for (int64_t b = 0; b < num_blocks; b++) {
-                int64_t block = tables[r * table_width + b];
-                const ELEMENT *v = values + (block * kv_heads + h) * block_size * dim;
-                int64_t left = length - b * block_size;
-                int64_t count = left < block_size ? left : block_size;
-                for (int64_t t = 0; t < count; t++) {
-                    float value[dim];
-                    for (int64_t i = 0; i < dim; i++) value[i] = LOAD(v[t * dim + i]);
-                    for (int64_t g = 0; g < group; g++) {
-                        float p = scores[g * padded + b * block_size + t];
-                        for (int64_t i = 0; i < dim; i++) sum[g][i] += p * value[i];
-                    }
-                }
-            }
-            for (int64_t g = 0; g < group; g++)
-                for (int64_t i = 0; i < dim; i++)
-                    out[(r * kv_heads * group + h * group + g) * dim + i] = ROUND(sum[g][i]);
+#undef ATTEND
+            for (int64_t i = 0; i < width; i++) out[first + i] = ROUND(sums[i]);
             free(scores);
         }
     }
