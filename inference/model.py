@@ -4,6 +4,7 @@ The only file that knows transformers' module names. Weights are taken over laye
 source is dropped as soon as it is laid out, so loading never holds the model twice.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,7 +50,11 @@ def load_model(
         device_map: accelerate's plan for several GPUs, or None.
     """
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        # A bar is for a person; in a log it would be the one line that is no event.
+        logging.disable_progress_bar()
     source = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, device_map=device_map or {"": device}, attn_implementation="sdpa"
     )
@@ -69,7 +74,7 @@ def take_over(source: Source) -> Model:
         source.set_experts_implementation("grouped_mm")
     embed = source.model.language_model.embed_tokens.weight
     kernels = load_kernels(embed.dtype) if embed.device.type == "cpu" else None
-    ops = kernels or TorchOps()
+    ops = kernels or _device_ops(embed.device)
     vision = _take_vision(source.model.visual, ops)
     text = _take_text(source.model.language_model, source.lm_head, ops)
     num_features = 1 + len(vision.deepstack)
@@ -81,6 +86,15 @@ def take_over(source: Source) -> Model:
         device=text.embed.device,
         bytes_per_visual_token=num_features * text.embed.shape[1] * text.embed.element_size(),
     )
+
+
+def _device_ops(device: torch.device) -> Ops:
+    if device.type != "cuda":
+        return TorchOps()
+    # Triton comes with torch's CUDA build alone.
+    from inference.cuda.ops import CudaOps
+
+    return CudaOps()
 
 
 def _take_text(source: Source, head: nn.Linear, ops: Ops) -> TextModel:

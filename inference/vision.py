@@ -5,22 +5,25 @@ differs is the cost: the patch embedding is a linear layer (its Conv3d is pathol
 one size attend together, and nothing is read back from the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from inference import dense_attention
+from inference.cuda.varlen import PackedFrames, has_flash_attention
 from inference.linear import Linear
 from inference.ops import Ops
 from inference.patches import patchify
 from inference.rope import signed_angles
 
+# Attends within frames: q, k, v [num_patches, num_heads, head_dim] to [num_patches, hidden].
+FrameAttention: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _MAX_KEPT_PATCHES = 2048
 
@@ -164,30 +167,37 @@ class VisionModel:
     ) -> Tensor:
         """All blocks and mergers; groups are (number of frames, patches a frame), in row order."""
         deepstack: list[Tensor] = []
+        attend = self._attention(groups)
         for number, block in enumerate(self.blocks):
-            attended = self._attend(block.qkv(block.norm1(hidden)), cos, sin, groups)
+            attended = self._attend(block.qkv(block.norm1(hidden)), cos, sin, attend)
             hidden = block.proj.add_to(hidden, attended)
             hidden = block.fc2.add_to(hidden, block.fc1(block.norm2(hidden)))
             if number in self.deepstack:
                 deepstack.append(self.deepstack[number](hidden))
         return torch.stack([self.merger(hidden), *deepstack], dim=1)
 
-    def _attend(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, groups: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, attend: FrameAttention) -> Tensor:
         heads = self.geometry.num_heads
         qkv = qkv.view(len(qkv), 3 * heads, -1)
         qk = self.ops.norm_rotate(qkv[:, : 2 * heads], None, cos, sin, 0.0)
+        return attend(qk[:, :heads], qk[:, heads:], qkv[:, 2 * heads :])
+
+    def _attention(self, groups: Sequence[tuple[int, int]]) -> FrameAttention:
+        """Attention within frames, for all blocks of one pass."""
+        if has_flash_attention(self.dtype, self.device):
+            return PackedFrames(groups, self.device)
+        return partial(self._attend_by_size, groups)
+
+    def _attend_by_size(
+        self, groups: Sequence[tuple[int, int]], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         parts: list[Tensor] = []
         start = 0
         for frames, patches in groups:
             rows = slice(start, start + frames * patches)
             start = rows.stop
-            q, k, v = (
-                x[rows].view(frames, patches, heads, -1).transpose(1, 2)
-                for x in (qk[:, :heads], qk[:, heads:], qkv[:, 2 * heads :])
-            )
-            attended = self._attend_frames(q, k, v).transpose(1, 2)
+            same = (x[rows].view(frames, patches, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            attended = self._attend_frames(*same).transpose(1, 2)
             parts.append(attended.reshape(frames * patches, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -208,19 +218,23 @@ class VisionModel:
     def _make_tables(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Position embedding [num_patches, hidden], cosines and sines, in merged-block order."""
         merge = self.geometry.merge_size
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        row, column = torch.meshgrid(
+            torch.arange(rows, device=self.device),
+            torch.arange(columns, device=self.device),
+            indexing="ij",
+        )
         row, column = (
             x.reshape(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten()
             for x in (row, column)
         )
         head_dim = self.pos_embed.shape[1] // self.geometry.num_heads
-        exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
+        exponents = torch.arange(0, head_dim // 2, 2, device=self.device).float() / (head_dim // 2)
         inv_freq = 1.0 / self.geometry.rope_theta**exponents
         freqs = torch.cat((row[:, None] * inv_freq, column[:, None] * inv_freq), dim=-1)
         # transformers rotates vision heads in float32 whatever the weights' type.
         cos, sin = signed_angles(freqs)
         embedding = self._interpolate(row, rows, column, columns)
-        return embedding, cos.to(self.device), sin.to(self.device)
+        return embedding, cos, sin
 
     def _interpolate(self, row: Tensor, rows: int, column: Tensor, columns: int) -> Tensor:
         """The learned square grid, bilinear with aligned corners, at these patches."""
@@ -229,9 +243,8 @@ class VisionModel:
         row_taps, column_taps = _taps(row, rows, side), _taps(column, columns, side)
         for row_index, row_weight in row_taps:
             for column_index, column_weight in column_taps:
-                index = (row_index * side + column_index).to(self.device)
-                weight = (row_weight * column_weight).to(self.device)
-                total = total + self.pos_embed[index] * weight[:, None]
+                weight = (row_weight * column_weight)[:, None]
+                total = total + self.pos_embed[row_index * side + column_index] * weight
         return total.to(self.dtype)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from inference.attention import KVShape, Rows
 from inference.cuda import kernels
 from inference.cuda.kernels import DecodeRows
-from inference.cuda.varlen import attend_packed, boundaries, has_flash_attention
+from inference.cuda.varlen import Packing, attend_packed, boundaries, has_flash_attention
 from inference.transfer import to_device
 
 # Keys and values of one layer that continued chunks may copy out of the pool at a time.
@@ -29,14 +29,13 @@ _ALIGNMENT = 4
 class _PrefillGroup:
     """Consecutive chunks attended in one call.
 
-    lengths: (tokens of the chunk, tokens of the sequence up to its end), one pair each.
-    q_bounds, k_bounds: int32 [num_chunks + 1]. gathered: int32 [all tokens up to the ends], their
-    slots; None where all chunks start their sequences, whose keys are then the chunks' own.
+    lengths: (tokens of the chunk, tokens of the sequence up to its end), one pair each. gathered:
+    int32 [all tokens up to the ends], their slots; None where all chunks start their sequences,
+    whose keys are then the chunks' own.
     """
 
     lengths: list[tuple[int, int]]
-    q_bounds: Tensor
-    k_bounds: Tensor
+    packing: Packing
     gathered: Tensor | None
 
     @property
@@ -96,12 +95,12 @@ class CudaAttention:
         rest = rest[3:] if num_single else rest
         prefills: list[_PrefillGroup] = []
         for group in groups:
-            q_bounds, k_bounds, *gathered = rest[: 2 + _is_continued(group[0])]
-            rest = rest[2 + len(gathered) :]
             lengths = [(row.end - row.start, row.end) for row in group]
-            prefills.append(
-                _PrefillGroup(lengths, q_bounds, k_bounds, gathered[0] if gathered else None)
-            )
+            longest = (max(fresh for fresh, _ in lengths), max(end for _, end in lengths))
+            packing = Packing(rest[0], rest[1], *longest)
+            gathered = rest[2] if _is_continued(group[0]) else None
+            rest = rest[2 if gathered is None else 3 :]
+            prefills.append(_PrefillGroup(lengths, packing, gathered))
         return CudaPlan(slots, decodes, prefills)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, plan: CudaPlan) -> Tensor:
@@ -135,21 +134,13 @@ class CudaAttention:
                     keys.index_select(0, group.gathered),
                     values.index_select(0, group.gathered),
                 )
-            attend = self._attend_packed if self._is_packed else self._attend_each
-            parts.append(attend(q[rows], *known, group).flatten(1))
+            parts.append(self._attend_prefills(q[rows], *known, group))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, group: _PrefillGroup) -> Tensor:
-        return attend_packed(
-            q,
-            k,
-            v,
-            q_bounds=group.q_bounds,
-            k_bounds=group.k_bounds,
-            longest=(max(q for q, _ in group.lengths), max(k for _, k in group.lengths)),
-            scaling=self._scaling,
-            is_causal=True,
-        )
+    def _attend_prefills(self, q: Tensor, k: Tensor, v: Tensor, group: _PrefillGroup) -> Tensor:
+        if not self._is_packed:
+            return self._attend_each(q, k, v, group)
+        return attend_packed(q, k, v, group.packing, scaling=self._scaling, is_causal=True)
 
     def _attend_each(self, q: Tensor, k: Tensor, v: Tensor, group: _PrefillGroup) -> Tensor:
         """Sequence by sequence, for types and devices without flash attention."""
@@ -167,7 +158,7 @@ class CudaAttention:
                 attn_mask=ones.tril(len(one_k) - len(one_q)),
                 scale=self._scaling,
             )
-            parts.append(attended.transpose(0, 1))
+            parts.append(attended.transpose(0, 1).flatten(1))
         return torch.cat(parts)
 
     def _slots(self, row: Rows, first: int) -> NDArray[np.int32]:
@@ -208,9 +199,7 @@ def upload(parts: Sequence[NDArray[np.int32]], device: torch.device) -> list[Ten
 
 
 def _groups(rows: Sequence[Rows]) -> list[Sequence[Rows]]:
-    """Split chunks into calls: those that start sequences apart from those that continue them, of
-    which only so many tokens are gathered at a time.
-    """
+    """Split chunks into calls: those that start sequences, and so many tokens of the others."""
     groups: list[Sequence[Rows]] = []
     first, num_tokens = 0, 0
     for index, row in enumerate(rows):

@@ -7,7 +7,7 @@ a GPU imports this file (tests also run it on a CPU, by Triton's interpreter).
 
 # Triton's parameters are pointers and constants of its own kind, in their own spelling; a kernel
 # takes everything it reads as an argument; where Triton is not installed there is nothing to check.
-# ruff: noqa: ANN001, ANN202, N803, PLR0913
+# ruff: noqa: ANN001, ANN202, N803, PLR0913, PLR0915
 # pyright: reportMissingImports=false
 
 from functools import lru_cache
@@ -27,8 +27,8 @@ _MIN_SPLITS, _MAX_SPLITS = 4, 64
 class DecodeRows(NamedTuple):
     """Where each decoding row's keys lie.
 
-    tables: int32 [any], the rows' block numbers one after the other. starts: int32 [num_rows], where
-    a row's blocks begin in tables. lengths: int32 [num_rows], tokens to attend to, at least 1.
+    tables: int32 [any], the rows' block numbers one after the other. starts: int32 [num_rows],
+    where a row's blocks begin there. lengths: int32 [num_rows], tokens to attend to, at least 1.
     """
 
     tables: Tensor
@@ -37,15 +37,13 @@ class DecodeRows(NamedTuple):
 
 
 def store(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    """Write each token's keys and values to its slot.
+    """Write each token's keys and values to its slot, given as int32 [num_tokens].
 
-    Args:
-        keys, values: one layer's pool, [num_slots, num_kv_heads, head_dim], contiguous.
-        slots: int32 [num_tokens].
-        k, v: [num_tokens, num_kv_heads, head_dim]; rows may be apart, a row is contiguous.
+    The shapes are keys, values [num_slots, num_kv_heads, head_dim], one layer's pool, contiguous;
+    and k, v [num_tokens, num_kv_heads, head_dim], whose rows may be apart.
     """
     row_size = k.shape[1] * k.shape[2]
-    assert k.stride()[1:] == v.stride()[1:] == (k.shape[2], 1)
+    _check_rows(k, v)
     _store_kernel[(len(slots),)](
         k,
         v,
@@ -67,21 +65,15 @@ def decode(
     A row's tokens are split among programs, whose results a second kernel joins; the query heads
     that share keys are one tile. Source: Flash-Decoding (Dao and others, 2023).
 
-    Args:
-        q: [num_rows, num_heads, head_dim]; rows may be apart, a row is contiguous.
-        keys, values: one layer's pool, [num_slots, num_kv_heads, head_dim], contiguous.
-        rows: where the rows' keys lie, those of the new tokens included.
-        block_size: tokens a block.
-        scaling: what scores are multiplied by.
+    The shapes are q [num_rows, num_heads, head_dim], whose rows may be apart, and keys, values
+    [num_slots, num_kv_heads, head_dim], one layer's pool, contiguous, the new tokens included.
 
     Returns:
         [num_rows, num_heads * head_dim].
     """
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
-    assert q.stride()[1:] == (head_dim, 1)
-    assert keys.is_contiguous()
-    assert values.is_contiguous()
+    _check_rows(q, keys, values)
     group_size = num_heads // num_kv_heads
     num_splits = splits(num_rows * num_kv_heads, _num_multiprocessors(q.device))
     head_padded = max(triton.next_power_of_2(head_dim), _MIN_DOT)
@@ -129,9 +121,16 @@ def splits(num_tiles: int, num_multiprocessors: int) -> int:
     return min(max(wanted, _MIN_SPLITS), _MAX_SPLITS)
 
 
+def _check_rows(*tensors: Tensor) -> None:
+    """A row's heads must lie one behind the other: the kernels count on it."""
+    if any(tensor.stride()[1:] != (tensor.shape[2], 1) for tensor in tensors):
+        raise ValueError("rows must be contiguous")
+
+
 def _tile(head_padded: int, element_size: int) -> int:
-    """Tokens a program takes at a time: two stages of keys and values in 64 KiB of shared memory,
-    which every GPU from SM80 on has.
+    """Tokens a program takes at a time.
+
+    Two stages of keys and values take 64 KiB of shared memory, which every GPU from SM80 on has.
     """
     return max(min(16384 // (head_padded * element_size), 128), _MIN_DOT)
 

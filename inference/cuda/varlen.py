@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,64 +31,47 @@ def boundaries(lengths: Sequence[int]) -> list[int]:
     return [0, *accumulate(lengths)]
 
 
-def attend_packed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    q_bounds: Tensor,
-    k_bounds: Tensor,
-    longest: tuple[int, int],
-    scaling: float,
-    is_causal: bool,
-) -> Tensor:
-    """Attend within each sequence.
+class Packing(NamedTuple):
+    """Where sequences lie in packed rows.
 
-    Args:
-        q: [num_queries, num_heads, head_dim], packed.
-        k, v: [num_keys, num_kv_heads, head_dim], packed.
-        q_bounds, k_bounds: int32 [num_sequences + 1], see `boundaries`.
-        longest: of the sequences' queries and of their keys.
-        scaling: what scores are multiplied by.
-        is_causal: the last query sees all keys, each one before it one less.
+    q_bounds, k_bounds: int32 [num_sequences + 1], see `boundaries`. longest_q, longest_k: of the
+    sequences' queries and of their keys.
+    """
+
+    q_bounds: Tensor
+    k_bounds: Tensor
+    longest_q: int
+    longest_k: int
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scaling: float, is_causal: bool
+) -> Tensor:
+    """Attend within each sequence, scores multiplied by `scaling`.
+
+    The shapes are q [num_queries, num_heads, head_dim] and k, v [num_keys, num_kv_heads, head_dim].
+    Causal: a sequence's last query sees all its keys, each one before it one less.
 
     Returns:
-        [num_queries, num_heads, head_dim].
+        [num_queries, num_heads * head_dim].
     """
-    return _varlen_attention()(
-        q,
-        k,
-        v,
-        q_bounds,
-        k_bounds,
-        *longest,
-        scale=scaling,
-        window_size=(-1, 0) if is_causal else (-1, -1),
-    )
+    window = (-1, 0) if is_causal else (-1, -1)
+    return _varlen_attention()(q, k, v, *packing, scale=scaling, window_size=window).flatten(1)
 
 
-class FrameAttention:
+class PackedFrames:
     """Attention within each frame of many pictures; made once for all layers of a pass."""
 
     def __init__(self, groups: Sequence[tuple[int, int]], device: torch.device) -> None:
         """Take the groups: (number of frames, patches a frame), in row order."""
         lengths = [patches for frames, patches in groups for _ in range(frames)]
-        self._bounds = to_device(np.array(boundaries(lengths), np.int32), device)
-        self._longest = max(lengths)
+        bounds = to_device(np.array(boundaries(lengths), np.int32), device)
+        self._packing = Packing(bounds, bounds, max(lengths), max(lengths))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend; all are [num_patches, num_heads, head_dim], the result has rows flattened."""
-        attended = attend_packed(
-            q,
-            k,
-            v,
-            q_bounds=self._bounds,
-            k_bounds=self._bounds,
-            longest=(self._longest, self._longest),
-            scaling=q.shape[-1] ** -0.5,
-            is_causal=False,
-        )
-        return attended.flatten(1)
+        scaling = q.shape[-1] ** -0.5
+        return attend_packed(q, k, v, self._packing, scaling=scaling, is_causal=False)
 
 
 @lru_cache
