@@ -96,13 +96,17 @@ def build_source(kind: str, dtype: torch.dtype = torch.float32) -> Any:
         model = Qwen3VLMoeForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             # Norm weights and expert tables start constant; random ones leave no error hidden.
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
+            if name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.copy_(1.5 + 0.5 * noise)  # attention that tells tokens apart
+            elif parameter.ndim == 1:
                 parameter.copy_(1.0 + 0.1 * noise)
             else:
-                parameter.copy_(noise * 0.7 / parameter[0].numel() ** 0.5)
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
     return model.to(dtype).eval()
 
 
@@ -146,10 +150,12 @@ class Case:
 def picture(
     rows: int, columns: int, seed: int, num_frames: int = 1, *, video: bool = False
 ) -> Vision:
-    """Random pixels of rows x columns merged patches."""
+    """Rows x columns merged patches of random colours: features of noise would all be alike."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (num_frames, rows * FACTOR, columns * FACTOR, 3)
-    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy().tobytes()
+    size = (num_frames, rows * 4, columns * 4, 3)
+    colours = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    upright = colours.repeat_interleave(FACTOR // 4, 1).repeat_interleave(FACTOR // 4, 2)
+    shape, pixels = upright.shape, upright.numpy().tobytes()
     return Vision(
         height=shape[1],
         width=shape[2],
