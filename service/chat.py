@@ -177,6 +177,7 @@ class Exchange:
         self.inference_seconds = 0.0
         self.finishes: dict[int, AnswerFinish] = {}
         self._admissions: dict[int, Admission] = {}
+        self._num_delivered = 0
 
     @property
     def usage(self) -> Usage:
@@ -211,6 +212,7 @@ class Exchange:
                 async for delta in growing:
                     if "first_token_ms" not in self._record.facts:
                         self._note_first_token(started_at)
+                    self._num_delivered += len(delta.token_ids)
                     if delta.admission is not None:
                         self._note_admission(delta.index, delta.admission)
                     if delta.finish is not None:
@@ -260,7 +262,8 @@ class Exchange:
         facts["text_tokens"] = usage.num_text_tokens
         facts["image_tokens"] = usage.num_image_tokens
         facts["cached_tokens"] = usage.num_cached_tokens
-        facts["output_tokens"] = usage.num_output_tokens
+        # Answers that did not end, because the client left, were work all the same.
+        facts["output_tokens"] = max(usage.num_output_tokens, self._num_delivered)
         facts["inference_ms"] = milliseconds(self.inference_seconds)
 
 

@@ -141,6 +141,8 @@ async def test_client_that_leaves_ends_its_request(service, log, path, eventuall
     await eventually(lambda: log_lines(log))
     (line,) = log_lines(log)
     assert (line["status_code"], line["event"]) == (499, "HTTP request processed")
+    assert line["output_tokens"] > 0
+    assert (line["queue_ms"], line["prefill_ms"]) == (20, 10)
     assert service.engine.unfinished == set()
 
 
