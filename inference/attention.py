@@ -63,13 +63,12 @@ class _DecodeGroup:
     """Rows of one token each and of similar length, attended together.
 
     tables: int64 [num_rows, blocks a row], padded with the padding block. lengths: int64
-    [num_rows]. mask: [num_rows, 1, 1, blocks a row * block_size], 0 or -inf; None with kernels.
+    [num_rows], in tokens.
     """
 
     num_rows: int
     tables: Tensor
     lengths: Tensor
-    mask: Tensor | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,7 +114,6 @@ class CpuAttention:
         if kernels is not None and not _fits(shape, self._group_size):
             kernels = None
         self._scaling = scaling
-        self._dtype = dtype
         self._kernels = kernels
         self._ops: Ops = kernels or TorchOps()
 
@@ -173,13 +171,15 @@ class CpuAttention:
             return self._kernels.decode_attention(
                 q, keys, values, group.tables, group.lengths, self._scaling
             )
-        assert group.mask is not None
         rows, kv_heads, head_dim = group.num_rows, self.shape.num_kv_heads, self.shape.head_dim
-        # [num_rows, num_kv_heads, head_dim, context] and [num_rows, num_kv_heads, context, head_dim]
+        # k [num_rows, num_kv_heads, head_dim, context], v [.., context, head_dim]
         k = keys[group.tables].permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, head_dim, -1)
         v = values[group.tables].transpose(1, 2).reshape(rows, kv_heads, -1, head_dim)
         scores = q.view(rows, kv_heads, -1, head_dim) @ k
-        weights = self._ops.softmax(scores + group.mask, self._scaling, None)
+        positions = torch.arange(k.shape[-1])
+        hidden = positions >= group.lengths[:, None, None, None]
+        scores = scores.masked_fill(hidden, float("-inf"))
+        weights = self._ops.softmax(scores, self._scaling, None)
         return (weights @ v).view(rows, -1)
 
     def _attend_prefill(
@@ -207,12 +207,7 @@ class CpuAttention:
             for row in rows
         ]
         lengths = torch.tensor([row.end for row in rows])
-        mask = None
-        if self._kernels is None:
-            mask = torch.zeros(len(rows), 1, 1, width * size, dtype=self._dtype)
-            beyond = torch.arange(width * size) >= lengths[:, None, None, None]
-            mask.masked_fill_(beyond, float("-inf"))
-        return _DecodeGroup(len(rows), torch.tensor(tables), lengths, mask)
+        return _DecodeGroup(len(rows), torch.tensor(tables), lengths)
 
     def _prefill(self, row: Rows) -> _Prefill:
         blocks = None

@@ -13,8 +13,7 @@ exactly one terminal message per sequence (a `Delta` with `finish`) or one `Refu
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import structlog
 
@@ -38,6 +37,9 @@ from inference.sampler import Sampler, SamplerState
 from inference.scheduler import Scheduler, Step
 from inference.sequence import Owner, Request, Sequence, SequenceState
 from inference.spans import PromptInvalid, VisualLayout, locate_spans
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Output: TypeAlias = tuple[Owner, Delta | Refused]
 

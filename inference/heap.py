@@ -16,7 +16,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks for the next step; other libraries are left as they are."""
+    """Let the C library keep freed blocks for the next step; where it is not glibc, do nothing."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT_BLOCK_BYTES)

@@ -23,7 +23,7 @@ class Linear:
         self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
     ) -> None:
         self.out_features, self.in_features = weight.shape
-        self.activation = activation
+        self.activation: Activation = activation
         self.bias = None if bias is None else bias.detach()
         self.is_packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
         self.weight = weight.detach()

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ from inference.protocol import (
     PROTOCOL_VERSION,
     Cancel,
     ChildMessage,
+    Delta,
     FrameError,
     Generate,
     Heartbeat,
+    Outputs,
     Progress,
     Ready,
     RefusalCode,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from inference.engine import Engine
     from inference.mailbox import Letter, Mailbox
     from inference.model_check import ModelCheck
+    from inference.sequence import Owner
 
 HEARTBEAT_SECONDS = 1.0
 # A grammar compiles on another thread; look for it this often while nothing else is to do.
@@ -123,9 +126,6 @@ def _read(letter: "Letter", engine: "Engine", mailbox: "Mailbox", *, is_draining
 
 def _deliver(engine: "Engine", mailbox: "Mailbox") -> None:
     """Run a step; what it brought goes out as one frame per worker."""
-    from inference.protocol import Delta, Outputs
-    from inference.sequence import Owner
-
     deltas: dict[Owner, list[Delta]] = {}
     for owner, message in engine.step():
         if isinstance(message, Delta):
@@ -160,7 +160,7 @@ class _Supervisor:
             self._control.send_bytes(encode(message))
 
     @contextlib.contextmanager
-    def beating(self) -> Iterator[None]:
+    def beating(self) -> Generator[None]:
         """Beat from a thread while the main one is busy with the start, which has its own limit."""
         done = threading.Event()
 

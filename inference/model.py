@@ -5,6 +5,7 @@ source is dropped as soon as it is laid out, so loading never holds the model tw
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -208,7 +209,7 @@ def _fuse(*sources: nn.Linear, activation: Activation = "none") -> Linear:
     return linear
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
 
 

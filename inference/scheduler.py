@@ -70,9 +70,9 @@ class Encoding:
 class Step:
     """One step's work: single-token chunks of decoding sequences, prefill chunks, pictures."""
 
-    decodes: list[Chunk] = field(default_factory=list)
-    prefills: list[Chunk] = field(default_factory=list)
-    encodings: list[Encoding] = field(default_factory=list)
+    decodes: list[Chunk] = field(default_factory=list[Chunk])
+    prefills: list[Chunk] = field(default_factory=list[Chunk])
+    encodings: list[Encoding] = field(default_factory=list[Encoding])
 
     @property
     def chunks(self) -> list[Chunk]:

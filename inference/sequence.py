@@ -52,7 +52,7 @@ class Request:
     tenant: str
     rank: float
     arrival_time: float
-    sequences: list["Sequence"] = field(default_factory=list)
+    sequences: "list[Sequence]" = field(default_factory=list["Sequence"])
 
     @property
     def is_finished(self) -> bool:
@@ -73,13 +73,13 @@ class Sequence:
     request: Request
     index: int
     block_size: int
-    output_token_ids: list[int] = field(default_factory=list)
+    output_token_ids: list[int] = field(default_factory=list[int])
     state: SequenceState = SequenceState.WAITING
     finish: Finish | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    block_table: list[int] = field(default_factory=list)
-    _block_keys: list[bytes] = field(default_factory=list)
+    block_table: list[int] = field(default_factory=list[int])
+    _block_keys: list[bytes] = field(default_factory=list[bytes])
     admitted_time: float | None = None
     first_delta_time: float | None = None
     vision_seconds: float = 0.0

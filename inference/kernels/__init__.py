@@ -90,9 +90,7 @@ class CpuKernels:
     ) -> Tensor:
         """See `Ops`; works in place."""
         rows, num_heads, dim = heads.shape
-        assert heads.stride()[1:] == (dim, 1)
-        assert cos.is_contiguous()
-        assert sin.is_contiguous()
+        _check(heads.stride()[1:] == (dim, 1) and cos.is_contiguous() and sin.is_contiguous())
         self._norm_rotate(
             heads.data_ptr(),
             heads.stride(0),
@@ -108,7 +106,7 @@ class CpuKernels:
 
     def softmax(self, scores: Tensor, scale: float, first: int | None) -> Tensor:
         """See `Ops`; works in place."""
-        assert scores.is_contiguous()
+        _check(scores.is_contiguous())
         rows, columns = scores.shape[-2:]
         matrices = scores.numel() // (rows * columns)
         first = -1 if first is None else first
@@ -118,7 +116,7 @@ class CpuKernels:
     def store(self, keys: Tensor, values: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Copy k and v [num_tokens, num_kv_heads, head_dim] to slots of one layer's pools."""
         rows, heads, dim = k.shape
-        assert k.stride()[1:] == v.stride()[1:] == (dim, 1)
+        _check(k.stride()[1:] == v.stride()[1:] == (dim, 1))
         size = values.shape[2]
         for function, pool, x in (
             (self._store_keys, keys, k),
@@ -151,7 +149,7 @@ class CpuKernels:
             [num_rows, num_heads * head_dim].
         """
         rows, num_heads, dim = q.shape
-        assert q.stride()[1:] == (dim, 1)
+        _check(q.stride()[1:] == (dim, 1))
         _, kv_heads, block_size, _ = values.shape
         out = q.new_empty(rows, num_heads * dim)
         self._decode(
@@ -171,6 +169,12 @@ class CpuKernels:
             scale,
         )
         return out
+
+
+def _check(layout_fits: bool) -> None:
+    """Pointers carry no strides: a tensor of another layout must not get through."""
+    if not layout_fits:
+        raise ValueError("a tensor's layout is not what the kernel reads")
 
 
 def _compiled() -> Path:

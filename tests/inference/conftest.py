@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def build_source(kind: str, dtype: torch.dtype = torch.float32) -> Any:
                 parameter.copy_(1.0 + 0.1 * noise)
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
-    return model.to(dtype).eval()
+    return cast("Any", model).to(dtype).eval()
 
 
 FACTS = ModelFacts(
@@ -300,7 +300,7 @@ def make_engine(
         max_queued_requests=max_queued_requests,
     )
     runner = Runner(model, num_blocks=num_blocks, block_size=block_size, embeddings=embeddings)
-    return Engine(FACTS, limits, scheduler, runner, NoGrammars())
+    return Engine(FACTS, limits, scheduler, runner, cast("Any", NoGrammars()))
 
 
 def generate(

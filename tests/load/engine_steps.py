@@ -88,7 +88,11 @@ def text_step(runner: Runner, lengths: list[tuple[int, int]]) -> Callable[[], No
 def vision_step(model: VisionModel, num_pictures: int) -> Callable[[], None]:
     """Encode pictures of 256 x 256."""
     pictures = [torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8)] * num_pictures
-    return lambda: model.encode(pictures) and None
+
+    def run() -> None:
+        model.encode(pictures)
+
+    return run
 
 
 def measure(step: Callable[[], None], products: Callable[[], None], rounds: int) -> list[float]:
@@ -117,18 +121,17 @@ def main() -> None:
     engine = build_engine(EngineConfig(model=str(folder), max_model_len=8192))
     runner = engine.runner
     text, vision = runner.model.text, runner.model.vision
-    cases = [
-        (f"decode, batch {batch}", text_step(runner, [(CONTEXT - 1, CONTEXT)] * batch),
-         text_products(text, batch, batch))
-        for batch in (1, 8, 32)
-    ] + [
-        (f"prefill, {tokens} tokens", text_step(runner, [(0, tokens)]), text_products(text, tokens, 1))
-        for tokens in (100, 800)
-    ] + [
-        (f"vision, {count} x 256 patches", vision_step(vision, count),
-         vision_products(vision, 256 * count))
-        for count in (1, 8)
-    ]  # fmt: skip
+    cases: list[tuple[str, Callable[[], None], Callable[[], None]]] = []
+    for batch in (1, 8, 32):
+        step = text_step(runner, [(CONTEXT - 1, CONTEXT)] * batch)
+        cases.append((f"decode, batch {batch}", step, text_products(text, batch, batch)))
+    for tokens in (100, 800):
+        step = text_step(runner, [(0, tokens)])
+        cases.append((f"prefill, {tokens} tokens", step, text_products(text, tokens, 1)))
+    for count in (1, 8):
+        step = vision_step(vision, count)
+        products = vision_products(vision, 256 * count)
+        cases.append((f"vision, {count} x 256 patches", step, products))
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
