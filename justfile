@@ -66,9 +66,9 @@ settings: setup
     loupe settings --as markdown | sed -i -e '/^<!-- settings -->$/,/^<!-- end of settings -->$/{//!d}' \
         -e '/^<!-- settings -->$/r /dev/stdin' README.md
 
-# Measure speed; prints machine, versions, commit and command with every figure.
+# Measure speed, in three minutes; `just bench --help` for peers and variants.
 bench *args: setup
-    python -m tests.load {{ args }}
+    python tests/load/chat_image.py {{ args }}
 
 # Train the demo model from scratch, with a fixed seed.
 train-demo *args: setup

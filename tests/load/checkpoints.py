@@ -7,8 +7,10 @@ template are the demo model's, so that every server can be asked in text.
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -26,7 +28,7 @@ _PROCESSOR = """{
 }
 """
 
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 768,
     "intermediate_size": 2304,
@@ -58,7 +60,7 @@ def build(name: str, folder: Path) -> Path:
     """Write the checkpoint `mid` or `mid-moe`, unless it is there; returns its folder."""
     if (folder / "model.safetensors").exists():
         return folder
-    demo = Qwen3VLConfig.from_pretrained(DEMO)
+    demo: Any = Qwen3VLConfig.from_pretrained(DEMO)
     ids = {
         key: getattr(demo, key)
         for key in (
@@ -70,17 +72,36 @@ def build(name: str, folder: Path) -> Path:
     if name == "mid":
         text = {**_TEXT, "eos_token_id": eos}
         config = Qwen3VLConfig(text_config=text, vision_config=_VISION, **ids)
-        model = Qwen3VLForConditionalGeneration(config)
+        model: Any = Qwen3VLForConditionalGeneration(config)
     else:
         text = {**_TEXT, **_EXPERTS, "eos_token_id": eos}
         config = Qwen3VLMoeConfig(text_config=text, vision_config=_VISION, **ids)
         model = Qwen3VLMoeForConditionalGeneration(config)
     model.generation_config.eos_token_id = eos
+    with torch.no_grad():
+        model.lm_head.weight[_silent_ids()] = 0
     model.to(torch.bfloat16).save_pretrained(folder)
     for file in _COPIED:
         shutil.copyfile(DEMO / file, folder / file)
     (folder / "preprocessor_config.json").write_text(_PROCESSOR)
     return folder
+
+
+def _silent_ids() -> list[int]:
+    """All tokens but those of plain text.
+
+    Their logits are 0 and never the largest: a greedy answer, whoever generates it, has no early
+    end, and each of its tokens is a piece of text that can be sent at once.
+    """
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    texts = tokenizer.decode_batch(
+        [[token_id] for token_id in range(_TEXT["vocab_size"])], skip_special_tokens=True
+    )
+    return [
+        token_id
+        for token_id, text in enumerate(texts)
+        if not (text and text.isascii() and text.isprintable())
+    ]
 
 
 if __name__ == "__main__":
