@@ -163,9 +163,15 @@ class PromptBuilder:
         return token_ids
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        is_short = sum(map(len, texts)) <= MAX_CHARACTERS_ON_LOOP
         try:
-            # Unlike `encode`, this releases the interpreter for the other threads.
-            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            # Only the batch releases the interpreter for the other threads; for a short text,
+            # taking it back costs more than the work.
+            encodings = (
+                [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+                if is_short
+                else self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            )
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestInvalid("text_invalid", "A text is not valid Unicode.") from error
         return [encoding.ids for encoding in encodings]
