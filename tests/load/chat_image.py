@@ -1,6 +1,6 @@
 """Measure servers side by side: questions about pictures and their variants, in turns.
 
-    python tests/load/chat_image.py                       Loupe and its engine alone, in three minutes
+    python tests/load/chat_image.py                       Loupe and its engine, in three minutes
     python tests/load/chat_image.py --servers loupe,direct,recipe,litserve --seconds 10
         --peer recipe=VENV --peer litserve=VENV           the standard load
     python tests/load/chat_image.py --scenarios all       every variant
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--servers", default="loupe,direct", help="loupe, direct (the engine without HTTP), null (what "
-        "the load generator can carry), recipe, litserve, transformers, vllm")  # fmt: skip
+    add("--servers", default="loupe,direct", help="loupe, direct (the engine without HTTP), "
+        "null (what the load generator can carry), recipe, litserve, transformers, vllm")  # fmt: skip
     add("--peer", action="append", default=[], metavar="NAME=VENV",
         help="a peer's environment")  # fmt: skip
     add("--scenarios", default="chat-image", help=f"all, or of: {', '.join(SCENARIOS)}")

@@ -1,7 +1,8 @@
 """A server that answers at once, in the native dialect, with nothing behind it.
 
 Usage: null_server.py PORT [FAULT]. It shows what the load generator itself can carry; with a fault
-(`error-event`, `short`, `cut`, `blind`, `empty`, `status`, `hang-up`) it shows what the generator notices.
+(`error-event`, `short`, `cut`, `blind`, `empty`, `status`, `hang-up`) it shows what the generator
+notices.
 """
 
 import asyncio
