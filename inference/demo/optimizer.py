@@ -22,31 +22,37 @@ FLOOR = 0.03
 """Share of the learning rate that is left at the end of the schedule."""
 
 
+class Finish(NamedTuple):
+    """An end before the cosine's: from a step on, decay to the floor within some steps."""
+
+    first_step: int
+    num_steps: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """A stage's learning rates. A section not named is not trained."""
 
     sections: Mapping[str, float]
     warmup_steps: int
-    total_steps: int
+    cosine_steps: int
+    finish: Finish | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """How many steps the stage has."""
+        return sum(self.finish) if self.finish else self.cosine_steps
 
     def share_at(self, step: int) -> float:
         """Return the share of the learning rate at a step: a ramp up, then a cosine down."""
-        return min(1.0, (step + 1) / self.warmup_steps) * _cosine(step / self.total_steps)
+        if self.finish is not None and step >= self.finish.first_step:
+            start = self._cosine_at(self.finish.first_step)
+            progress = (step - self.finish.first_step) / self.finish.num_steps
+            return max(FLOOR, start * _cosine(progress))
+        return self._cosine_at(step)
 
-
-class Finish(NamedTuple):
-    """An early end: from a step on, decay to the floor within some steps."""
-
-    first_step: int
-    num_steps: int
-
-    def share_at(self, step: int, rates: Rates) -> float:
-        """Return the share of the learning rate, never above the one decay starts from."""
-        if step < self.first_step:
-            return rates.share_at(step)
-        start = rates.share_at(self.first_step)
-        return max(FLOOR, start * _cosine((step - self.first_step) / self.num_steps))
+    def _cosine_at(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup_steps) * _cosine(step / self.cosine_steps)
 
 
 def _cosine(progress: float) -> float:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,18 +40,28 @@ from inference.demo.optimizer import (
 log = logging.getLogger("loupe.demo.train")
 
 CELL_SHARE, BINDING_SHARE = 0.3, 0.7
-_REPORT_STEPS, _SAVE_STEPS, _LOOK_STEPS = 50, 200, 10
+_REPORT_STEPS, _SAVE_STEPS = 50, 200
+_POLISH_LESSONS = 1_000_000
+"""The polish stage's lessons are numbered from here, so that none is seen twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A training run; the defaults made the shipped checkpoint."""
+    """A training run; the defaults made the shipped checkpoint.
+
+    The joint stage follows a cosine over joint_steps, and leaves it at finish_first to decay
+    within finish_steps; with 0 of these it goes all the way. The polish stage is the joint one
+    once more, from a lower rate.
+    """
 
     seed: int = 20
     processes: int = 2
     vision_steps: int = 2500
     vision_pictures: int = 32
     joint_steps: int = 7500
+    finish_first: int = 960
+    finish_steps: int = 1400
+    polish_steps: int = 0
     joint_lessons: int = 20
     work: Path = Path("/tmp/loupe-demo")  # noqa: S108 - a default people may see and delete
     output: Path = Path(__file__).parent / "checkpoint"
@@ -60,7 +70,11 @@ class Plan:
         """Return a stage's learning rates."""
         if stage == "vision":
             return Rates({"vision": 2e-3, "heads": 2e-3}, 80, self.vision_steps)
-        return Rates({"vision": 6e-4, "heads": 1.8e-3, "text": 1.8e-3}, 150, self.joint_steps)
+        if stage == "polish":
+            return Rates({"vision": 6e-4, "heads": 1e-3, "text": 1e-3}, 50, self.polish_steps)
+        finish = Finish(self.finish_first, self.finish_steps) if self.finish_steps else None
+        sections = {"vision": 6e-4, "heads": 1.8e-3, "text": 1.8e-3}
+        return Rates(sections, 150, self.joint_steps, finish)
 
 
 @dataclass(slots=True)
@@ -129,6 +143,10 @@ def _joint_batch(plan: Plan, step: int, rank: int) -> Batch:
     return joint_batch(lessons, form_of_step(plan.seed, step))
 
 
+def _polish_batch(plan: Plan, step: int, rank: int) -> Batch:
+    return _joint_batch(plan, _POLISH_LESSONS + step, rank)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A part of training: where its steps come from and what they minimise."""
@@ -138,7 +156,11 @@ class Stage:
     loss: Callable[[Weights, Batch, Report], Tensor]
 
 
-STAGES = (Stage("vision", _vision_batch, vision_loss), Stage("joint", _joint_batch, joint_loss))
+STAGES = (
+    Stage("vision", _vision_batch, vision_loss),
+    Stage("joint", _joint_batch, joint_loss),
+    Stage("polish", _polish_batch, joint_loss),
+)
 
 
 def run(plan: Plan, rank: int) -> None:
@@ -162,41 +184,22 @@ def _run_stage(
 ) -> None:
     report = Report(defaultdict(list), defaultdict(list))
     since = time.perf_counter()
-    finish = _read_finish(plan, stage)
     for step in range(first, optimizer.rates.total_steps):
-        if step % _LOOK_STEPS == 0:
-            finish = _read_finish(plan, stage)
-        end = min(optimizer.rates.total_steps, sum(finish) if finish else sys.maxsize)
         batch = stage.batch(plan, step, rank)
         drawn = time.perf_counter()
         loss = stage.loss(weights.views(torch.bfloat16), batch, report)
         loss.backward()
-        share = finish.share_at(step, optimizer.rates) if finish else optimizer.rates.share_at(step)
-        norms = optimizer.step(share)
+        norms = optimizer.step(optimizer.rates.share_at(step))
         report.add({f"norm {name}": norm for name, norm in norms.items()})
         report.add({"step seconds": time.perf_counter() - since, "drawing": drawn - since})
         since = time.perf_counter()
         if (step + 1) % _REPORT_STEPS == 0 and rank == 0:
             log.info(json.dumps({"stage": stage.name, "step": step + 1} | report.line()))
-        last = step + 1 >= end
+        last = step + 1 == optimizer.rates.total_steps
         if rank == 0 and ((step + 1) % _SAVE_STEPS == 0 and not last):
             save_state(plan.work / "state.pt", weights, optimizer, stage.name, step + 1)
         if rank == 0 and last:
             save_state(plan.work / f"{stage.name}.pt", weights, optimizer, stage.name, step + 1)
-        if last:
-            break
-
-
-def _read_finish(plan: Plan, stage: Stage) -> Finish | None:
-    """Read an early end from `finish-<stage>` in the work folder: its first step and their number.
-
-    Every process reads the file for itself, so the first step must lie _LOOK_STEPS ahead.
-    """
-    path = plan.work / f"finish-{stage.name}"
-    if not path.exists():
-        return None
-    first_step, num_steps = path.read_text().split()
-    return Finish(int(first_step), int(num_steps))
 
 
 def _process(rank: int, plan: Plan) -> None:
@@ -214,21 +217,10 @@ def _process(rank: int, plan: Plan) -> None:
 
 def main() -> None:
     """Read the plan from the command line and run it."""
-    defaults = Plan()
     parser = argparse.ArgumentParser(prog="python -m inference.demo.train", description=__doc__)
-    for name in (
-        "seed",
-        "processes",
-        "vision_steps",
-        "vision_pictures",
-        "joint_steps",
-        "joint_lessons",
-    ):
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=int, default=getattr(defaults, name)
-        )
-    for name in ("work", "output"):
-        parser.add_argument("--" + name, type=Path, default=getattr(defaults, name))
+    for name, default in asdict(Plan()).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(default), default=default)
     plan = Plan(**vars(parser.parse_args()))
     plan.work.mkdir(parents=True, exist_ok=True)
     (plan.work / "rendezvous").unlink(missing_ok=True)

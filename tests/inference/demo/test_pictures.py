@@ -16,7 +16,16 @@ from inference.demo.lessons import (
     source_size,
     vision_lessons,
 )
-from inference.demo.pictures import Box, Item, Look, Scene, draw_picture, draw_shape, sample_color
+from inference.demo.pictures import (
+    Box,
+    Item,
+    Kind,
+    Look,
+    Scene,
+    draw_picture,
+    draw_shape,
+    sample_color,
+)
 from inference.demo.vocabulary import CHARACTERS, COLORS, SHAPES
 
 CLEAN = Look(jpeg_share=0.0, noise_share=0.0)
@@ -46,7 +55,7 @@ def test_a_shapes_box_is_the_box_of_its_pixels(shape: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["number", "word"])
-def test_the_boxes_of_characters_cover_the_painted_text(kind: str) -> None:
+def test_the_boxes_of_characters_cover_the_painted_text(kind: Kind) -> None:
     picture = draw_picture(random.Random(4), (320, 160), kind, 3, CLEAN)
 
     boxes = [item.box for item in picture.scene.items]

@@ -6,14 +6,29 @@ import random
 import pytest
 
 from inference.demo.pictures import Box, Item, Scene
-from inference.demo.questions import QUESTIONS, Asker, ask_pair, box_coordinates, describe, place_of
-from inference.demo.vocabulary import PLACES
+from inference.demo.questions import (
+    QUESTIONS,
+    Asker,
+    Exchange,
+    ask_pair,
+    box_coordinates,
+    describe,
+    place_of,
+)
+from inference.demo.vocabulary import PLACES, Language
 
 RED_CIRCLE = Item(0, 0, Box(0.1, 0.1, 0.3, 0.3))
 BLUE_SQUARE = Item(1, 2, Box(0.4, 0.4, 0.6, 0.6))
 ORANGE_STAR = Item(3, 4, Box(0.7, 0.7, 0.9, 0.9))
 SCENE = Scene("shapes", 7, (RED_CIRCLE, BLUE_SQUARE, ORANGE_STAR))
 NUMBER = Scene("number", 7, tuple(Item(d, 6, Box(d / 9, 0.2, d / 9 + 0.1, 0.8)) for d in (4, 7)))
+
+
+def ask(asker: Asker, task: str) -> Exchange:
+    """A question of a task that the scene surely has."""
+    exchange = asker.ask(task)
+    assert exchange is not None
+    return exchange
 
 
 @pytest.mark.parametrize(
@@ -33,7 +48,7 @@ NUMBER = Scene("number", 7, tuple(Item(d, 6, Box(d / 9, 0.2, d / 9 + 0.1, 0.8)) 
         pytest.param("en", NUMBER, "the number 47", id="a number"),
     ],
 )
-def test_a_description_names_every_item(language: str, scene: Scene, sentence: str) -> None:
+def test_a_description_names_every_item(language: Language, scene: Scene, sentence: str) -> None:
     assert describe(language, scene)[0] == sentence
 
 
@@ -47,11 +62,11 @@ def test_every_part_of_a_description_is_read_from_the_item_it_names() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_yes_means_that_a_shape_matches_every_word_of_the_question(language: str) -> None:
+def test_yes_means_that_a_shape_matches_every_word_of_the_question(language: Language) -> None:
     asker = Asker(random.Random(1), language, SCENE)
 
     for _ in range(200):
-        exchange = asker.ask("exist")
+        exchange = ask(asker, "exist")
         matching = [
             item
             for item in SCENE.items
@@ -69,9 +84,11 @@ def test_a_colour_shared_by_two_shapes_is_no_way_to_ask_for_one() -> None:
 
 
 def test_a_box_answer_is_json_that_names_and_encloses_the_shape() -> None:
-    answer = Asker(random.Random(0), "en", Scene("shapes", 7, (RED_CIRCLE,))).ask("box").answer
+    asker = Asker(random.Random(0), "en", Scene("shapes", 7, (RED_CIRCLE,)))
 
-    assert json.loads(answer) == [{"bbox_2d": [100, 100, 300, 300], "label": "red circle"}]
+    assert json.loads(ask(asker, "box").answer) == [
+        {"bbox_2d": [100, 100, 300, 300], "label": "red circle"}
+    ]
 
 
 def test_box_coordinates_stay_within_the_picture() -> None:
@@ -94,6 +111,7 @@ def test_a_place_is_the_ninth_of_the_picture_a_shape_lies_in(
 
     index = place_of(Box(x - 0.05, y - 0.05, x + 0.05, y + 0.05))
 
+    assert index is not None
     assert PLACES[index].en == place
 
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from inference.demo.export import CHECKPOINT
 from inference.demo.labels import Grid
@@ -12,7 +12,7 @@ from inference.demo.transcript import demo_tokenizer, transcribe
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> AutoTokenizer:
+def tokenizer() -> PreTrainedTokenizerBase:
     """The shipped tokenizer, which carries the template."""
     return AutoTokenizer.from_pretrained(CHECKPOINT)
 
@@ -20,11 +20,13 @@ def tokenizer() -> AutoTokenizer:
 @pytest.mark.parametrize("layout", ["turns", "text_first"])
 @pytest.mark.parametrize("seed", range(6))
 def test_training_and_the_template_agree_token_by_token(
-    tokenizer: AutoTokenizer, layout: Layout, seed: int
+    tokenizer: PreTrainedTokenizerBase, layout: Layout, seed: int
 ) -> None:
     form = Form("one_image", layout, Grid(5, 5))
     lesson = lessons_of_form(random.Random(seed), form, 1)[0]
-    messages = [{"role": "system", "content": lesson.system}] if lesson.system else []
+    messages: list[dict[str, object]] = (
+        [{"role": "system", "content": lesson.system}] if lesson.system else []
+    )
     for index, exchange in enumerate(lesson.exchanges):
         text = [{"type": "text", "text": exchange.question}]
         image = [] if index else [{"type": "image"}]
@@ -40,7 +42,7 @@ def test_training_and_the_template_agree_token_by_token(
     assert demo_tokenizer().encode(trained).ids == ids
 
 
-def test_every_kind_of_medium_becomes_its_placeholder(tokenizer: AutoTokenizer) -> None:
+def test_every_kind_of_medium_becomes_its_placeholder(tokenizer: PreTrainedTokenizerBase) -> None:
     content = [
         {"type": "image_url", "image_url": {"url": "a"}},
         {"type": "video", "video": "b"},
@@ -63,7 +65,7 @@ TOOL = {
 }
 
 
-def test_tools_are_announced_after_the_system_prompt(tokenizer: AutoTokenizer) -> None:
+def test_tools_are_announced_after_the_system_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
     rendered = tokenizer.apply_chat_template(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         tools=[TOOL],
@@ -77,7 +79,7 @@ def test_tools_are_announced_after_the_system_prompt(tokenizer: AutoTokenizer) -
 
 
 def test_tool_calls_and_their_results_come_back_as_qwen_writes_them(
-    tokenizer: AutoTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     calls = [
         {"type": "function", "function": {"name": "zoom", "arguments": {"factor": 2}}},
