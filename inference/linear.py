@@ -34,7 +34,7 @@ class Linear:
         """Apply to x [num_rows, in_features]; gives [num_rows, out_features]."""
         if self.is_packed:
             attribute, algorithm = _POINTWISE[self.activation]
-            return torch.ops.mkldnn._linear_pointwise(
+            return torch.ops.mkldnn._linear_pointwise.default(
                 x, self.weight, self.bias, attribute, [], algorithm
             )
         y = functional.linear(x, self.weight, self.bias)
@@ -45,7 +45,10 @@ class Linear:
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Give residual + x Wᵀ + b, in one pass where the device can; no activation."""
         if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, residual, self.weight, self.bias, "add")
+            # Named overloads: resolving one costs torch an error message that prints the tensors.
+            return torch.ops.mkldnn._linear_pointwise.binary(
+                x, residual, self.weight, self.bias, "add"
+            )
         return residual + functional.linear(x, self.weight, self.bias)
 
 
