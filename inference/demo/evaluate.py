@@ -42,7 +42,8 @@ class Candidate:
         inputs = self.tokenizer(prompts, return_tensors="pt", padding=True)
         is_image = inputs["input_ids"] == self.model.config.image_token_id
         with torch.inference_mode():
-            output = self.model.generate(
+            # transformers mixes `generate` in where type checkers do not follow.
+            output = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 mm_token_type_ids=is_image.int(),

@@ -2,7 +2,8 @@
 
 import random
 
-from inference.demo.questions import QUESTIONS, Exchange, Templates, article_fixed, thing_name
+from inference.demo.questions import Exchange, article_fixed, thing_name
+from inference.demo.templates import QUESTIONS, Templates
 from inference.demo.vocabulary import COLORS, SHAPES, Language
 
 TALK: dict[str, Templates] = {

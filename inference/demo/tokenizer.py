@@ -18,8 +18,8 @@ from tokenizers import (
     trainers,
 )
 
-from inference.demo.questions import QUESTIONS
 from inference.demo.small_talk import ANSWERS, SYSTEM_PROMPTS, TALK
+from inference.demo.templates import QUESTIONS
 from inference.demo.vocabulary import COLORS, PLACES, SHAPES
 
 VOCABULARY_SIZE = 1024

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from inference.demo.batch import Batch, joint_batch, vision_batch
 from inference.demo.export import export
@@ -206,9 +206,12 @@ def _process(rank: int, plan: Plan) -> None:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     if plan.processes > 1:
-        store = dist.FileStore(str(plan.work / "rendezvous"), plan.processes)
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=plan.processes, timeout=timedelta(minutes=10)
+            "gloo",
+            init_method=f"file://{(plan.work / 'rendezvous').resolve()}",
+            rank=rank,
+            world_size=plan.processes,
+            timeout=timedelta(minutes=10),
         )
     run(plan, rank)
     if dist.is_initialized():
@@ -224,7 +227,7 @@ def main() -> None:
     plan = Plan(**vars(parser.parse_args()))
     plan.work.mkdir(parents=True, exist_ok=True)
     (plan.work / "rendezvous").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_process, (plan,), nprocs=plan.processes)
+    spawn(_process, (plan,), nprocs=plan.processes)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_logits_equal_those_of_transformers(
     lessons = lessons_of_form(random.Random(8), form, 2)
     batch = joint_batch(lessons, form)
     sight = see(WEIGHTS, batch.pixels, form.grid) if batch.pixels is not None else None
+    assert batch.text is not None
 
     logits = read(WEIGHTS, batch.text, sight).logits
 
@@ -72,6 +73,10 @@ def test_logits_equal_those_of_transformers(
 def test_a_few_steps_lower_every_loss() -> None:
     form = Form("one_image", "branches", Grid(5, 5))
     batch = joint_batch(lessons_of_form(random.Random(1), form, 3), form)
+    assert batch.pixels is not None
+    assert batch.text is not None
+    assert batch.cells is not None
+    assert batch.answers is not None
     weights = FlatWeights(first_weights(0) | first_heads(0))
     rates = Rates({"vision": 1e-3, "heads": 3e-3, "text": 2e-3}, 1, 100)
     optimizer = Optimizer(weights, rates)
@@ -86,7 +91,7 @@ def test_a_few_steps_lower_every_loss() -> None:
             binding_loss(views, reading, batch.answers)[0],
         )
         history.append([loss.item() for loss in losses])
-        sum(losses).backward()
+        torch.stack(losses).sum().backward()
         optimizer.step(1.0)
 
     assert all(last < 0.9 * first for first, last in zip(history[0], history[-1], strict=True))

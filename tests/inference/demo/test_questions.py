@@ -7,7 +7,6 @@ import pytest
 
 from inference.demo.pictures import Box, Item, Scene
 from inference.demo.questions import (
-    QUESTIONS,
     Asker,
     Exchange,
     ask_pair,
@@ -15,6 +14,7 @@ from inference.demo.questions import (
     describe,
     place_of,
 )
+from inference.demo.templates import QUESTIONS
 from inference.demo.vocabulary import PLACES, Language
 
 RED_CIRCLE = Item(0, 0, Box(0.1, 0.1, 0.3, 0.3))

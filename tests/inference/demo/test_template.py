@@ -17,6 +17,24 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(CHECKPOINT)
 
 
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, object]],
+    tools: list[dict[str, object]] | None = None,
+    *,
+    prompt: bool = False,
+) -> str:
+    """A conversation as the template writes it."""
+    rendered = tokenizer.apply_chat_template(
+        messages,  # pyright: ignore[reportArgumentType] - its annotation knows only text
+        tools=tools,  # pyright: ignore[reportArgumentType]
+        tokenize=False,
+        add_generation_prompt=prompt,
+    )
+    assert isinstance(rendered, str)
+    return rendered
+
+
 @pytest.mark.parametrize("layout", ["turns", "text_first"])
 @pytest.mark.parametrize("seed", range(6))
 def test_training_and_the_template_agree_token_by_token(
@@ -34,7 +52,7 @@ def test_training_and_the_template_agree_token_by_token(
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": exchange.answer})
 
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    rendered = render(tokenizer, messages)
 
     ids = transcribe(lesson, form.grid, layout).ids
     trained = demo_tokenizer().decode(ids, skip_special_tokens=False)
@@ -49,9 +67,7 @@ def test_every_kind_of_medium_becomes_its_placeholder(tokenizer: PreTrainedToken
         {"type": "text", "text": "What?"},
     ]
 
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    rendered = render(tokenizer, [{"role": "user", "content": content}], prompt=True)
 
     assert rendered == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
@@ -59,17 +75,17 @@ def test_every_kind_of_medium_becomes_its_placeholder(tokenizer: PreTrainedToken
     )
 
 
-TOOL = {
+TOOL: dict[str, object] = {
     "type": "function",
     "function": {"name": "zoom", "description": "Zoom in", "parameters": {"type": "object"}},
 }
 
 
 def test_tools_are_announced_after_the_system_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    rendered = tokenizer.apply_chat_template(
+    rendered = render(
+        tokenizer,
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         tools=[TOOL],
-        tokenize=False,
     )
 
     assert rendered.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n\n")
@@ -85,14 +101,14 @@ def test_tool_calls_and_their_results_come_back_as_qwen_writes_them(
         {"type": "function", "function": {"name": "zoom", "arguments": {"factor": 2}}},
         {"type": "function", "function": {"name": "crop", "arguments": '{"side": "left"}'}},
     ]
-    messages = [
+    messages: list[dict[str, object]] = [
         {"role": "user", "content": "Look"},
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "done"},
         {"role": "tool", "content": [{"type": "text", "text": "cropped"}]},
     ]
 
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    rendered = render(tokenizer, messages)
 
     assert rendered == (
         "<|im_start|>user\nLook<|im_end|>\n<|im_start|>assistant\n"
