@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from inference.architecture import read_architecture
+from inference.architecture import Architecture, read_architecture
 from inference.blocks import BlockPool
 from inference.checkpoint import model_facts, resolve_checkpoint
 from inference.config import EngineConfig
@@ -16,8 +16,8 @@ from inference.embeddings import EmbeddingCache
 from inference.engine import Engine
 from inference.grammar import GrammarCompiler
 from inference.heap import keep_freed_memory
-from inference.memory import plan_memory
-from inference.model import load_model
+from inference.memory import MemoryPlan, plan_memory
+from inference.model import Model, load_model
 from inference.protocol import Generate, Limits, ModelFacts, SamplingParams, Vision
 from inference.runner import Runner
 from inference.scheduler import Scheduler, SchedulerLimits
@@ -48,6 +48,8 @@ def build_engine(
     )
     if device == "cpu":
         keep_freed_memory()
+    else:
+        torch.cuda.set_device(device)  # kernels and graphs go to the current one
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     progress("loading the weights")
@@ -57,6 +59,10 @@ def build_engine(
         device=torch.device(device),
         device_map=config.device_map,
     )
+    if device != "cpu" and not spread:
+        progress("measuring the largest step")
+        plan = _measure(plan, model, config, facts, architecture)
+        facts = msgspec.structs.replace(facts, max_model_len=plan.max_model_len)
     embeddings: EmbeddingCache[Tensor] = EmbeddingCache(config.embedding_cache_bytes)
     scheduler = Scheduler(
         SchedulerLimits(
@@ -73,6 +79,9 @@ def build_engine(
     runner = Runner(
         model, num_blocks=plan.num_blocks, block_size=config.block_size, embeddings=embeddings
     )
+    if device != "cpu" and not spread:
+        progress("capturing decode steps")
+        runner.capture_decodes(config.max_num_seqs)
     watch = MemoryWatch(device)
     engine = Engine(
         facts,
@@ -91,6 +100,21 @@ def build_engine(
     progress("warming up")
     warm_up(engine)
     return engine
+
+
+def _measure(
+    plan: MemoryPlan,
+    model: Model,
+    config: EngineConfig,
+    facts: ModelFacts,
+    architecture: Architecture,
+) -> MemoryPlan:
+    # Triton comes with torch's CUDA build alone.
+    from inference.cuda.sizing import measured_plan
+
+    limit = architecture.text.max_position_embeddings
+    longest = min(config.max_model_len or limit, limit)
+    return measured_plan(plan, model, config, facts, longest=longest)
 
 
 def warm_up(engine: Engine) -> None:

@@ -43,12 +43,14 @@ class Linear:
         return functional.gelu(y, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Give residual + x Wᵀ + b, in one pass where the device can; no activation."""
+        """Give residual + x Wᵀ + b, in one pass where the device can; may work in place."""
         if self.is_packed:
             # Named overloads: resolving one costs torch an error message that prints the tensors.
             return torch.ops.mkldnn._linear_pointwise.binary(
                 x, residual, self.weight, self.bias, "add"
             )
+        if residual.is_cuda and self.bias is None:
+            return residual.addmm_(x, self.weight.T)
         return residual + functional.linear(x, self.weight, self.bias)
 
 

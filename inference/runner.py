@@ -55,6 +55,7 @@ class Runner:
             num_kv_heads=geometry.num_kv_heads,
             head_dim=geometry.head_dim,
         )
+        self._shape = shape
         self._attention = make_attention(model, shape)
         self._graphs: DecodeGraphs | None = None
         self._placements: dict[Request, _Placement] = {}
@@ -69,7 +70,9 @@ class Runner:
         if reason is not None:
             _log.warning("decode steps are not captured", reason=reason)
             return
-        self._graphs = DecodeGraphs(self.model.text, self._attention, max_num_rows=max_num_seqs)
+        self._graphs = DecodeGraphs(
+            self.model.text, self._attention, self._shape, max_num_rows=max_num_seqs
+        )
 
     def encode(self, encodings: Items[Encoding]) -> None:
         """Encode pictures together and put their features where `execute` finds them."""

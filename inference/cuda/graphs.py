@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.attention import Rows
+from inference.attention import Attention, KVShape, Rows
 from inference.blocks import PADDING_BLOCK
-from inference.cuda.attention import CudaAttention, CudaPlan, decode_arrays
+from inference.cuda.attention import CudaPlan, decode_arrays
 from inference.cuda.kernels import DecodeRows
 from inference.decoder import ExpertsMlp, TextModel
 from inference.transfer import staged
@@ -48,7 +48,8 @@ class DecodeGraphs:
     def __init__(
         self,
         text: TextModel,
-        attention: CudaAttention,
+        attention: Attention[CudaPlan],
+        shape: KVShape,
         *,
         max_num_rows: int,
         capture: Capture | None = None,
@@ -57,10 +58,11 @@ class DecodeGraphs:
         device = text.embed.device
         self._text = text
         self._attention = attention
+        self._block_size = shape.block_size
         self._device = device
         self._width = -(-max_num_rows // _ALIGNMENT) * _ALIGNMENT
         # Sequences that share blocks list them more than once; a few times over is plenty.
-        capacity = 1 + 4 * attention.shape.num_blocks
+        capacity = 1 + 4 * shape.num_blocks
         self._buffer = torch.zeros(5 * self._width + capacity, dtype=torch.int32, device=device)
         self._inputs = _Inputs(*self._buffer.split([self._width] * 5 + [capacity]))
         self._inputs.lengths.fill_(1)
@@ -82,7 +84,7 @@ class DecodeGraphs:
         tables, starts, lengths = decode_arrays(rows)
         if len(rows) > self._sizes[-1] or len(tables) >= len(self._inputs.tables):
             return None
-        num_rows, block_size = len(rows), self._attention.shape.block_size
+        num_rows, block_size = len(rows), self._block_size
         last = lengths - 1
         slots = tables[starts + last // block_size] * block_size + last % block_size
         header = np.zeros((5, self._width), np.int32)

@@ -8,7 +8,7 @@ a GPU imports this file (tests also run it on a CPU, by Triton's interpreter).
 # Triton's parameters are pointers and constants of its own kind, in their own spelling; a kernel
 # takes everything it reads as an argument; where Triton is not installed there is nothing to check.
 # ruff: noqa: ANN001, ANN202, N803, PLR0913, PLR0915
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 from functools import lru_cache
 from typing import NamedTuple

@@ -6,7 +6,7 @@ what counts. Everything is computed in float32 and rounded once.
 
 # Triton's parameters are pointers and constants of its own kind, in their own spelling.
 # ruff: noqa: ANN001, ANN202, N803, PLR0913
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 import torch
 import triton

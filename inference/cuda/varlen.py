@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -82,4 +82,6 @@ def _varlen_attention() -> Callable[..., Tensor]:
     logging.getLogger("torch.nn.attention.varlen").setLevel(logging.WARNING)
     # torch 2.11 shares keys among query heads unasked; later versions want to be told.
     takes_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return partial(varlen_attn, enable_gqa=True) if takes_gqa else varlen_attn
+    attend = partial(varlen_attn, enable_gqa=True) if takes_gqa else varlen_attn
+    # Asked for nothing else, it gives the output alone.
+    return cast("Callable[..., Tensor]", attend)

@@ -49,6 +49,7 @@ def test_decoding_equals_plain_attention_over_the_same_tokens(kernel_device, dty
     pool = torch.randn(
         2, (sum(num_blocks) + 4) * block_size, num_kv_heads, head_dim, generator=generator
     ).to(kernel_device, dtype)
+    keys, values = pool
     # The step's queries and keys are one tensor: rows are further apart than a row is long.
     heads = num_kv_heads * group
     qk = torch.randn(len(lengths), heads + num_kv_heads, head_dim, generator=generator)
@@ -61,9 +62,9 @@ def test_decoding_equals_plain_attention_over_the_same_tokens(kernel_device, dty
         )
     )
 
-    attended = decode(q, *pool, rows, block_size=block_size, scaling=head_dim**-0.5)
+    attended = decode(q, keys, values, rows, block_size=block_size, scaling=head_dim**-0.5)
 
-    expected = _reference_decode(q, *pool, tables, lengths, block_size, head_dim**-0.5)
+    expected = _reference_decode(q, keys, values, tables, lengths, block_size, head_dim**-0.5)
     _close(attended, expected)
 
 

@@ -44,6 +44,7 @@ def make_engine(kit, model, *, captured: bool, **options):
         runner._graphs = DecodeGraphs(
             text,
             attention,
+            shape,
             max_num_rows=limits.max_num_seqs,
             capture=(lambda step: step) if again else None,
         )
