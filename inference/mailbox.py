@@ -123,9 +123,10 @@ class Mailbox:
 
     def _join(self, owner: Owner, connection: Connection) -> None:
         with self._lock:
-            peer = self._peers[owner] = _Peer(connection)
+            peer = _Peer(connection)
             if self._greeting is not None:
                 peer.post(encode(self._greeting))
+            self._peers[owner] = peer  # only now: a broadcast must not come before the greeting
 
     def _leave(self, owner: Owner, connection: Connection) -> None:
         with self._lock:

@@ -32,11 +32,6 @@ class SchedulerLimits(NamedTuple):
     block_size: int
     bytes_per_visual_token: int
 
-    @property
-    def max_num_running(self) -> int:
-        """Sequences that hold blocks at a time; all of them may decode in one step."""
-        return min(self.max_num_seqs, self.max_num_batched_tokens)
-
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
@@ -175,7 +170,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if self._waits_for_sibling(sequence):
                 continue
-            if len(self.running) >= self.limits.max_num_running or not self._admit(sequence):
+            if len(self.running) >= self.limits.max_num_seqs or not self._admit(sequence):
                 return
             yield sequence
 

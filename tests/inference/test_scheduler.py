@@ -395,6 +395,21 @@ def test_more_sequences_than_a_steps_tokens_never_run():
     trace.run()  # every step is checked against its token budget
 
 
+def test_a_newcomer_leaves_the_running_ones_room_to_grow():
+    """Else admission and preemption take turns."""
+    trace = Trace(num_blocks=8, block_size=4)
+    trace.add(Asked(((0, 15),), max_tokens=4))
+    trace.step()
+    newcomer = trace.add(Asked(((1, 8),), max_tokens=4)).sequences[0]
+
+    trace.step()
+
+    assert trace.blocks.num_free == 3  # what it needs, to the block
+    assert newcomer.state is SequenceState.WAITING
+    trace.run()
+    assert trace.scheduler.num_preemptions == 0
+
+
 def test_a_request_that_fills_the_pool_to_the_last_token_ends():
     trace = Trace(num_blocks=6, block_size=4)
     assert trace.add(Asked(((0, 8),), max_tokens=12)) is not None

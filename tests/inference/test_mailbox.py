@@ -1,0 +1,324 @@
+"""The engine's end of the wire, over real Unix sockets."""
+
+import os
+import random
+import socket
+import struct
+import threading
+from contextlib import closing
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+
+import msgspec
+import pytest
+
+from inference import mailbox as mailbox_module
+from inference.mailbox import Gone, Mailbox
+from inference.protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Delta,
+    FrameError,
+    Generate,
+    Grammar,
+    Limits,
+    Outputs,
+    Ready,
+    RefusalCode,
+    Refused,
+    SamplingParams,
+    Stats,
+    Vision,
+    decode_child_message,
+    decode_engine_message,
+    decode_stop,
+    decode_worker_message,
+    encode,
+)
+
+KEY = b"a key of thirty-two bytes, or so"
+PATIENCE_SECONDS = 20
+LIMITS = Limits(
+    block_size=16, num_blocks=4, max_num_seqs=2, max_num_batched_tokens=8, max_queued_requests=2
+)
+REQUEST = Generate(
+    request_id="r",
+    prompt_token_ids=list(range(40)),
+    sampling=SamplingParams(
+        max_tokens=5, temperature=0.5, logit_bias={3: 1.5}, grammar=Grammar(regex="a+"), seed=3
+    ),
+    visions=[
+        Vision(height=32, width=32, pixels=memoryview(bytes(3072)), content_hash=bytes(32)),
+    ],
+    tenant="t",
+    output_prefixes=[[1, 2]],
+)
+
+
+@pytest.fixture
+def mailbox(tmp_path):
+    with closing(Mailbox(str(tmp_path / "socket"), KEY)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def connect(tmp_path, mailbox):
+    """Connect as a worker; closed at the end."""
+    connections = []
+
+    def make():
+        connections.append(Client(str(tmp_path / "socket"), "AF_UNIX", authkey=KEY))
+        return connections[-1]
+
+    yield make
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def ready(kit):
+    return Ready(protocol_version=PROTOCOL_VERSION, engine_id="e", model=kit.facts, limits=LIMITS)
+
+
+def letters(mailbox, count):
+    """The next letters, as many as asked for."""
+    got = []
+    for _ in range(200):
+        got += mailbox.receive(PATIENCE_SECONDS / 200)
+        if len(got) >= count:
+            return got
+    raise AssertionError(f"{got} are not {count} letters")
+
+
+def read(connection):
+    assert connection.poll(PATIENCE_SECONDS)
+    return decode_engine_message(connection.recv_bytes())
+
+
+def cancel(name):
+    return encode(Cancel(request_id=name))
+
+
+def test_what_a_worker_sends_arrives_in_order(mailbox, connect):
+    worker = connect()
+    worker.send_bytes(encode(REQUEST))
+    worker.send_bytes(cancel("r"))
+
+    first, second = letters(mailbox, 2)
+
+    assert first == (0, REQUEST)
+    assert second == (0, Cancel(request_id="r"))
+
+
+def test_an_empty_mailbox_does_not_wait_when_told_not_to(mailbox):
+    assert mailbox.receive(0) == []
+
+
+def test_answers_go_to_who_asked(mailbox, connect):
+    """Two workers may use the same request ids."""
+    workers = connect(), connect()
+    for worker in workers:
+        worker.send_bytes(encode(REQUEST))
+    owners = [owner for owner, _ in letters(mailbox, 2)]
+    assert len(set(owners)) == 2
+
+    for owner in owners:
+        delta = Delta(request_id="r", token_ids=[owner])
+        mailbox.send(owner, Outputs(deltas=[delta]))
+
+    answers = {read(worker).deltas[0].token_ids[0] for worker in workers}
+    assert answers == set(owners)
+
+
+def test_the_greeting_comes_first_whoever_comes_first(mailbox, connect, ready):
+    early = connect()
+    early.send_bytes(cancel("x"))
+    letters(mailbox, 1)
+    mailbox.greet(ready)
+    late = connect()
+    late.send_bytes(cancel("x"))
+    letters(mailbox, 1)
+    mailbox.broadcast(Stats(num_steps=7))
+
+    for worker in (early, late):
+        assert read(worker) == ready
+        assert read(worker) == Stats(num_steps=7)
+
+
+def test_no_figures_overtake_the_greeting(mailbox, connect, ready):
+    mailbox.greet(ready)
+    done = threading.Event()
+
+    def broadcast():
+        while not done.wait(0.0001):
+            mailbox.broadcast(Stats())
+
+    thread = threading.Thread(target=broadcast)
+    thread.start()
+    try:
+        assert all(read(connect()) == ready for _ in range(30))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_message_to_a_worker_that_is_gone_goes_nowhere(mailbox, connect):
+    worker = connect()
+    worker.send_bytes(cancel("r"))
+    letters(mailbox, 1)
+    worker.close()
+    assert letters(mailbox, 1) == [(0, Gone())]
+
+    mailbox.send(0, Stats())
+    mailbox.send(99, Stats())
+
+
+def test_a_wrong_key_is_not_heard(mailbox, connect, tmp_path):
+    with pytest.raises(AuthenticationError):
+        Client(str(tmp_path / "socket"), "AF_UNIX", authkey=b"another key")
+    connect().send_bytes(cancel("r"))
+
+    assert [message for _, message in letters(mailbox, 1)] == [Cancel(request_id="r")]
+
+
+@pytest.mark.parametrize("said", [b"", b"\x00", struct.pack("!i", 1 << 30), b"GET / HTTP/1.1\r\n"])
+def test_who_says_nothing_of_sense_delays_nobody(mailbox, connect, tmp_path, said):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(tmp_path / "socket"))
+        silent.sendall(said)
+        connect().send_bytes(cancel("r"))
+
+        assert [message for _, message in letters(mailbox, 1)] == [Cancel(request_id="r")]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(struct.pack("!i", 100) + b"half", id="inside-a-frame"),
+        pytest.param(b"\x00\x00", id="inside-a-length"),
+        pytest.param(struct.pack("!i", -1) + struct.pack("!Q", 1 << 60), id="a-length-too-large"),
+        pytest.param(struct.pack("!i", -7), id="a-negative-length"),
+    ],
+)
+def test_a_worker_that_dies_in_a_frame_is_gone(mailbox, connect, cut):
+    worker, other = connect(), connect()
+    worker.send_bytes(cancel("r"))
+    ((owner, _),) = letters(mailbox, 1)
+    os.write(worker.fileno(), cut)
+    worker.close()
+
+    assert letters(mailbox, 1) == [(owner, Gone())]
+    other.send_bytes(cancel("other"))
+    assert letters(mailbox, 1)[0][1] == Cancel(request_id="other")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xc1",
+        b"garbage",
+        encode(Stats()),
+        b"\x81\xa4type\xa6cancel",
+        b"\x91" * 100_000,
+        b"\xdd\xff\xff\xff\xff",
+        encode(REQUEST)[:-1],
+    ],
+    ids=["empty", "reserved", "text", "an-engines", "half", "deep", "endless", "cut"],
+)
+def test_a_bad_frame_costs_its_sender_the_connection_and_nobody_else(mailbox, connect, frame):
+    bad, good = connect(), connect()
+    bad.send_bytes(frame)
+
+    ((_, message),) = letters(mailbox, 1)
+
+    assert message == Gone()
+    with pytest.raises((EOFError, ConnectionError)):
+        bad.recv_bytes()
+    good.send_bytes(cancel("r"))
+    assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
+
+
+def test_a_worker_that_does_not_read_is_hung_up_on_and_others_go_on(mailbox, connect, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "MAX_QUEUED_FRAMES", 8)
+    stuck, reading = connect(), connect()
+    stuck.send_bytes(cancel("stuck"))
+    ((owner, _),) = letters(mailbox, 1)
+    reading.send_bytes(cancel("reading"))
+    ((other, _),) = letters(mailbox, 1)
+    large = Refused(request_id="x" * 100_000, code=RefusalCode.INTERNAL)
+
+    for _ in range(60):
+        mailbox.send(owner, large)
+
+    assert letters(mailbox, 1) == [(owner, Gone())]
+    mailbox.send(other, Stats(num_steps=3))
+    assert read(reading) == Stats(num_steps=3)
+
+
+def test_closing_delivers_what_was_posted(mailbox, connect, tmp_path):
+    worker = connect()
+    worker.send_bytes(cancel("r"))
+    ((owner, _),) = letters(mailbox, 1)
+    for number in range(100):
+        mailbox.send(owner, Stats(num_steps=number))
+
+    mailbox.close()
+
+    assert [read(worker).num_steps for _ in range(100)] == list(range(100))
+    with pytest.raises((EOFError, ConnectionError)):
+        worker.recv_bytes()
+    with pytest.raises(OSError, match=r"refused|No such"):
+        Client(str(tmp_path / "socket"), "AF_UNIX", authkey=KEY)
+
+
+def test_connections_that_end_leave_no_threads(mailbox, connect):
+    for _ in range(20):
+        worker = connect()
+        worker.send_bytes(cancel("r"))
+        letters(mailbox, 1)
+        worker.close()
+        letters(mailbox, 1)
+    threads = [t for t in threading.enumerate() if t.name in ("reader", "writer")]
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_hundred_thousand_mutilated_frames_are_messages_or_errors():
+    """Nothing but a FrameError ever comes out of a frame."""
+    rng = random.Random(5)
+    # Pixels take every byte: without most of them, what is struck is structure.
+    vision = msgspec.structs.replace(REQUEST.visions[0], pixels=memoryview(bytes(20)))
+    plain = Generate(request_id="s", prompt_token_ids=[1], sampling=SamplingParams(max_tokens=1))
+    frames = [
+        encode(msgspec.structs.replace(REQUEST, visions=[vision])),
+        cancel("r"),
+        encode(plain),
+    ]
+    others = [decode_engine_message, decode_child_message, decode_stop]
+    readers = [decode_worker_message] * 9 + others
+    counts = {True: 0, False: 0}
+    for number in range(100_000):
+        frame = bytearray(rng.choice(frames))
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            place = rng.randrange(len(frame))
+            match rng.randrange(4):
+                case 0:
+                    frame[place] = rng.randrange(256)
+                case 1:
+                    frame[place] ^= 1 << rng.randrange(8)
+                case 2:
+                    del frame[place : place + rng.randrange(1, 4)]
+                case _:
+                    frame[place:place] = rng.randbytes(rng.randrange(1, 4))
+            if not frame:
+                break
+        try:
+            readers[number % 12](bytes(frame))
+            counts[True] += 1
+        except FrameError:
+            counts[False] += 1
+
+    assert min(counts.values()) > 1000
