@@ -49,7 +49,8 @@ def build_engine(
     if device == "cpu":
         keep_freed_memory()
     else:
-        torch.cuda.set_device(device)  # kernels and graphs go to the current one
+        # Kernels and graphs go to the current device.
+        torch.cuda.set_device(torch.device(device).index or 0)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     progress("loading the weights")

@@ -107,7 +107,7 @@ def decode(
         HEAD_DIM=head_dim,
         HEAD_PADDED=head_padded,
         NUM_SPLITS=num_splits,
-        num_warps=1,
+        num_warps=4,
     )
     return attended
 
