@@ -32,6 +32,8 @@ def main() -> None:
         output=options.output.resolve(),
     )
     names = list(SCENARIOS) if options.scenarios == "all" else options.scenarios.split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        raise SystemExit(f"chat_image.py: no such scenario: {', '.join(unknown)}")
     scenarios = [SCENARIOS[name] for name in names]
     servers = _servers(options)
     plan.output.mkdir(parents=True, exist_ok=True)
@@ -47,8 +49,8 @@ def main() -> None:
             measurement.run(servers, scenarios)
     except KeyboardInterrupt:
         tell("stopped; the report has what was measured")
-    table = write_report(plan.output, facts, measurement)
-    print(table)
+    finally:
+        print(write_report(plan.output, facts, measurement))
 
 
 def _servers(options: argparse.Namespace) -> list[Server]:
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--servers", default="loupe,direct", help="loupe, direct (the engine without HTTP), "
-        "null (what the load generator can carry), recipe, litserve, transformers, vllm")  # fmt: skip
+        "null (what the load generator carries), recipe, litserve, transformers, vllm")  # fmt: skip
     add("--peer", action="append", default=[], metavar="NAME=VENV",
         help="a peer's environment")  # fmt: skip
     add("--scenarios", default="chat-image", help=f"all, or of: {', '.join(SCENARIOS)}")

@@ -38,6 +38,15 @@ def _data_urls(ask: Ask) -> list[str]:
     return [f"data:{mime};base64,{base64.b64encode(data).decode()}" for mime, data in ask.images]
 
 
+def presence_penalty(ask: Ask) -> float:
+    """Tell what keeps a long answer from repeating itself, as one of random weights would.
+
+    Loupe ends an answer that has repeated itself for 256 tokens. Larger, and the words would give
+    out before 512.
+    """
+    return 1.0 if ask.max_tokens > 256 else 0.0
+
+
 def _write_native(ask: Ask, model: str) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "text": ask.text,
@@ -48,9 +57,8 @@ def _write_native(ask: Ask, model: str) -> dict[str, Any]:
         "top_p": 1.0,
         "repetition_penalty": 1.0,
     }
-    if ask.max_tokens > 256:
-        # It ends an answer that has repeated itself for 256 tokens, as one of random weights does.
-        fields["presence_penalty"] = 2.0
+    if penalty := presence_penalty(ask):
+        fields["presence_penalty"] = penalty
     match _data_urls(ask):
         case []:
             return fields | {"input_type": "text_only"}

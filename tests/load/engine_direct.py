@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from checkpoint_folder import checkpoint_folder
 from client import Answer, Load
+from dialects import presence_penalty
 from figures import Figures, summarise
 from scenarios import SCENARIOS, Ask, Scenario, number_of
 from servers import ROOT, clean_environ
@@ -57,7 +58,13 @@ def measure_direct(
         "--round", str(number),
     ]  # fmt: skip
     finished = subprocess.run(
-        command, cwd=ROOT, env=clean_environ({}), stdout=subprocess.PIPE, check=True
+        command,
+        cwd=ROOT,
+        env=clean_environ({}),
+        stdout=subprocess.PIPE,
+        check=True,
+        # Like the servers: where the kernel shares the cores out by session, it has its own share.
+        start_new_session=True,
     )
     return [msgspec.json.decode(line, type=Figures) for line in finished.stdout.splitlines()]
 
@@ -88,7 +95,7 @@ class Questions:
             max_tokens=ask.max_tokens,
             temperature=0.1,
             top_k=1,
-            presence_penalty=2.0 if ask.max_tokens > 256 else 0.0,
+            presence_penalty=presence_penalty(ask),
         )
         return Generate(
             request_id=request_id,

@@ -22,10 +22,15 @@ _HEAD = """\
 def write_report(folder: Path, facts: dict[str, str], measurement: Measurement) -> str:
     """Write the files; returns the text of `results.md`."""
     runs = _grouped(measurement.results)
-    text = "\n".join(
-        [*(f"* {name}: {value}" for name, value in facts.items()),
-         *_describe_servers(measurement.servers), "", *_tables(runs), *_memory(measurement.servers)]
-    )  # fmt: skip
+    lines = [
+        *(f"* {name}: {value}" for name, value in facts.items()),
+        *_describe_servers(measurement.servers),
+        *(f"* {name}: did not start" for name in measurement.absent),
+        "",
+        *_tables(runs),
+        *_memory(measurement.servers),
+    ]
+    text = "\n".join(lines)
     (folder / "results.md").write_text(text + "\n")
     document = {
         "facts": facts, "servers": measurement.servers, "results": measurement.results

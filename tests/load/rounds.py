@@ -14,7 +14,7 @@ from dialects import DIALECTS
 from engine_direct import measure_direct
 from figures import Figures, summarise
 from scenarios import SCENARIOS, Scenario, number_of
-from servers import Memory, Running, Server, versions
+from servers import Memory, Running, Server, ServerAbsent, versions
 
 _WARM_UP_LEVEL = 999
 _WARM_UP_REQUESTS = 8
@@ -71,11 +71,12 @@ class Target(NamedTuple):
 
 
 class Measurement:
-    """The results as they grow."""
+    """The results as they grow. absent: servers that did not start."""
 
     def __init__(self, plan: Plan) -> None:
         self.results: list[Result] = []
         self.servers: dict[str, ServerFacts] = {}
+        self.absent: list[str] = []
         self._plan = plan
         self._resting: dict[str, Running] = {}
 
@@ -87,7 +88,8 @@ class Measurement:
             try:
                 for number in range(self._plan.rounds):
                     for server in servers[:: -1 if number % 2 else 1]:
-                        self._turn(server, folder, number, together)
+                        if server.name not in self.absent:
+                            self._turn(server, folder, number, together)
             finally:
                 self._end_resting()
 
@@ -114,7 +116,12 @@ class Measurement:
         is_new = running is None
         if running is None:
             tell(f"starting {server.name}")
-            running = Running(server, folder, self._plan.output / f"{server.name}.log")
+            try:
+                running = Running(server, folder, self._plan.output / f"{server.name}.log")
+            except ServerAbsent as absence:
+                tell(str(absence))
+                self.absent.append(server.name)
+                return
             facts.ready_seconds.append(running.ready_seconds)
             facts.load_before.append(running.load_before)
         else:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pictures import photo, png
 
-MEGAPIXEL = 1024 * 1024
+PHOTO_PIXELS = 512 * 512
 _WORDS = ("red", "green", "blue", "small", "large", "round", "square", "bright", "dark", "plain")
 
 
@@ -60,7 +60,7 @@ def _same_image(number: int) -> Ask:
 
 
 def _photos(number: int) -> Ask:
-    return Ask(_text(number), (("image/jpeg", photo(number)),), 32, 900)
+    return Ask(_text(number), (("image/jpeg", photo(number)),), 32, 200)
 
 
 def _eight_images(number: int) -> Ask:
@@ -90,7 +90,7 @@ SCENARIOS = {
         Scenario("chat-image", _chat_image, (1, 8, 32), 60),
         Scenario("text-only", _text_only, (1, 8, 32), 100),
         Scenario("same-image", _same_image, (1, 8, 32), 100),
-        Scenario("photos", _photos, (1, 8), 3, max_pixels=MEGAPIXEL),
+        Scenario("photos", _photos, (1, 8), 3, max_pixels=PHOTO_PIXELS),
         Scenario("eight-images", _eight_images, (1, 8), 10),
         Scenario("long-answers", _long_answers, (1, 8, 32), 10),
         Scenario("mixed", _mixed, (), 10),

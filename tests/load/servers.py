@@ -74,6 +74,8 @@ def server_named(
         raise LookupError(f"{name}: no such server, or name its environment: --peer {name}=VENV")
     programs = venvs[name] / "bin"
     python = str(programs / "python")
+    if not Path(python).exists():
+        raise LookupError(f"{name}: {python} is not there")
     match name:
         case "recipe":
             command = (python, str(HERE / "peers" / "recipe.py"), "{model}", "{port}")
@@ -117,6 +119,10 @@ def _vllm(programs: Path, base: tuple[str, ...]) -> Server:
     )  # fmt: skip
 
 
+class ServerAbsent(Exception):
+    """A server does not start; the message names its log."""
+
+
 class Running:
     """A started server.
 
@@ -153,14 +159,13 @@ class Running:
 
     def resume(self) -> None:
         for process in reversed(self.family()):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def stop(self) -> None:
         """End it as an operator would, and whatever it leaves behind."""
         family = self.family()
-        with contextlib.suppress(psutil.Error):
-            for process in reversed(family):
-                process.resume()
+        self.resume()
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_SECONDS)
@@ -173,17 +178,20 @@ class Running:
         self._log.close()
 
     def family(self) -> list[psutil.Process]:
-        """List its processes, the first one first."""
-        process = psutil.Process(self._process.pid)
-        return [process, *process.children(recursive=True)]
+        """List its processes, the first one first: all of the session that it began."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if _session(process.pid) == self._process.pid
+            and process.status() != psutil.STATUS_ZOMBIE
+        ]
 
     def _wait_until_ready(self, port: int, started: float) -> float:
         while not _answers(port, self.server.ready_path):
             seconds = time.perf_counter() - started
             if self._process.poll() is not None or seconds > START_SECONDS:
-                with contextlib.suppress(psutil.Error):
-                    self.stop()
-                raise RuntimeError(f"{self.server.name} does not start; see {self._log.name}")
+                self.stop()
+                raise ServerAbsent(f"{self.server.name} does not start; see {self._log.name}")
             time.sleep(0.02)
         return time.perf_counter() - started
 
@@ -239,6 +247,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def _title(process: psutil.Process) -> str:
