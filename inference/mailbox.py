@@ -51,6 +51,7 @@ class Mailbox:
         self._owners = count()
         self._greeting: Ready | None = None
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         threading.Thread(target=self._accept_all, name="acceptor", daemon=True).start()
 
     def greet(self, ready: Ready) -> None:
@@ -88,6 +89,7 @@ class Mailbox:
 
     def close(self) -> None:
         """Stop listening and hang up, once what was posted is written or a second has passed."""
+        self._closed.set()
         self._listener.close()
         for peer in list(self._peers.values()):
             peer.finish()
@@ -96,8 +98,12 @@ class Mailbox:
         while True:
             try:
                 connection = self._listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                # Closed; or out of descriptors for a while, which must not deafen the engine.
+                if self._closed.wait(0.1):
+                    return
+                _log.error("cannot accept a worker", kind=type(error).__name__, errno=error.errno)
+                continue
             threading.Thread(
                 target=self._serve, args=(connection,), name="reader", daemon=True
             ).start()

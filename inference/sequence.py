@@ -89,20 +89,6 @@ class Sequence:
         """Prompt and output tokens."""
         return len(self.request.prompt_token_ids) + len(self.output_token_ids)
 
-    @property
-    def num_uncomputed_tokens(self) -> int:
-        """Tokens still to be run through the model before the next one can be chosen."""
-        return self.num_tokens - self.num_computed_tokens
-
-    @property
-    def last_token_id(self) -> int:
-        """The newest token."""
-        return (
-            self.output_token_ids[-1]
-            if self.output_token_ids
-            else (self.request.prompt_token_ids[-1])
-        )
-
     def token_ids(self, start: int, end: int) -> list[int]:
         """Tokens [start, end) of prompt and output together."""
         prompt = self.request.prompt_token_ids

@@ -1,5 +1,6 @@
 """The engine's end of the wire, over real Unix sockets."""
 
+import errno
 import os
 import random
 import socket
@@ -7,7 +8,7 @@ import struct
 import threading
 from contextlib import closing
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Listener
 
 import msgspec
 import pytest
@@ -254,6 +255,25 @@ def test_a_worker_that_does_not_read_is_hung_up_on_and_others_go_on(mailbox, con
     assert letters(mailbox, 1) == [(owner, Gone())]
     mailbox.send(other, Stats(num_steps=3))
     assert read(reading) == Stats(num_steps=3)
+
+
+def test_a_shortage_of_descriptors_passes(tmp_path, monkeypatch):
+    failures = iter([OSError(errno.EMFILE, "too many open files")] * 2)
+    accept = Listener.accept
+
+    def failing(listener):
+        for failure in failures:
+            raise failure
+        return accept(listener)
+
+    monkeypatch.setattr(Listener, "accept", failing)
+    with (
+        closing(Mailbox(str(tmp_path / "socket"), KEY)) as mailbox,
+        closing(Client(str(tmp_path / "socket"), "AF_UNIX", authkey=KEY)) as worker,
+    ):
+        worker.send_bytes(cancel("r"))
+
+        assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
 
 
 def test_closing_delivers_what_was_posted(mailbox, connect, tmp_path):
