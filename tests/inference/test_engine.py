@@ -1,11 +1,14 @@
 """The engine's answers: refusals, ends, figures, and what it does when memory runs out."""
 
+from concurrent.futures import Future
+
 import msgspec
 import pytest
 import torch
 
 from inference.engine import SECONDS_PER_PRIORITY
-from inference.protocol import FinishReason, Generate, RefusalCode, SamplingParams
+from inference.grammar import GrammarRefusedError
+from inference.protocol import FinishReason, Generate, Grammar, RefusalCode, SamplingParams
 from inference.sequence import Owner
 
 YOU = Owner(1)
@@ -285,6 +288,121 @@ def test_a_seeded_continuation_is_the_uninterrupted_one(kit, engine, asked):
     rest = kit.run(engine).token_ids
 
     assert [prefixes[i] + rest["r", i] for i in (0, 1)] == [whole["r", i] for i in (0, 1)]
+
+
+# Requests whose grammar is compiled first
+
+
+class Compiler:
+    """Hands out promises, which the test keeps or breaks; `matcher` of what it keeps is its own."""
+
+    def __init__(self, matcher=None):
+        self.promises = []
+        self._matcher = matcher
+        self.is_closed = False
+
+    def compile(self, grammar):
+        self.promises.append(Future())
+        return self.promises[-1]
+
+    def matcher(self, output_token_ids):
+        return self._matcher
+
+    def close(self):
+        self.is_closed = True
+
+
+class Matcher:
+    """Allows every token; complete or in error after so many."""
+
+    def __init__(self, num_tokens, error=None):
+        self.num_tokens, self._error = num_tokens, error
+
+    @property
+    def is_complete(self):
+        return self.num_tokens <= 0 and self._error is None
+
+    @property
+    def error(self):
+        return self._error if self.num_tokens <= 0 else None
+
+    def accept(self, token_id):
+        self.num_tokens -= 1
+        return True
+
+    def fill_mask(self, mask):
+        mask[:] = -1
+
+
+@pytest.fixture
+def constrained(kit, asked):
+    return kit.generate(asked, sampling=sampling(grammar=Grammar(regex="a+")), num_sequences=2)
+
+
+def test_a_request_waits_for_its_grammar_while_others_run(kit, engine, asked, tokens, constrained):
+    engine._grammars = compiler = Compiler()
+    engine.add(kit.owner, constrained)
+    engine.add(kit.owner, kit.generate(asked, "plain", 2))
+    answers = kit.answers()
+    for _ in range(4):
+        answers.take(engine.step())
+    assert answers.finish("plain")
+    assert engine.has_work
+    assert engine.stats().num_waiting == 1
+
+    compiler.promises[0].set_result(compiler)
+
+    assert kit.run(engine, answers).token_ids["r", 1] == tokens
+
+
+def test_a_grammar_that_is_refused_refuses_the_request(kit, engine, constrained):
+    engine._grammars = compiler = Compiler()
+    engine.add(kit.owner, constrained)
+    error = GrammarRefusedError(RefusalCode.GRAMMAR_TOO_COMPLEX)
+    compiler.promises[0].set_exception(error)
+
+    answers = kit.run(engine)
+
+    assert answers.refused["r"].code is RefusalCode.GRAMMAR_TOO_COMPLEX
+    assert not answers.deltas
+
+
+def test_a_request_can_be_cancelled_while_its_grammar_compiles(kit, engine, constrained):
+    engine._grammars = compiler = Compiler()
+    engine.add(kit.owner, constrained)
+
+    engine.cancel(kit.owner, "r")
+    compiler.promises[0].set_result(compiler)
+
+    answers = kit.run(engine)
+    ends = [answers.finish("r", index).reason for index in range(2)]
+    assert ends == [FinishReason.CANCELLED] * 2
+
+
+@pytest.mark.parametrize("error", [None, RefusalCode.INTERNAL])
+def test_a_grammar_ends_its_sequence_when_complete_and_its_request_in_error(
+    kit, engine, asked, tokens, constrained, error
+):
+    engine._grammars = compiler = Compiler(Matcher(3, error))
+    engine.add(kit.owner, msgspec.structs.replace(constrained, num_sequences=1))
+    compiler.promises[0].set_result(compiler)
+
+    answers = kit.run(engine)
+
+    if error is None:
+        assert answers.token_ids["r", 0] == tokens[:3]
+        assert answers.finish("r").reason is FinishReason.STOP
+    else:
+        assert answers.token_ids["r", 0] == tokens[:2]
+        assert answers.refused["r"].code is error
+
+
+def test_closing_the_engine_closes_the_compiler(engine):
+    engine._grammars = compiler = Compiler()
+
+    engine.close()
+
+    assert compiler.is_closed
 
 
 # What is told

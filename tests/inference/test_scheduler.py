@@ -395,6 +395,20 @@ def test_more_sequences_than_a_steps_tokens_never_run():
     trace.run()  # every step is checked against its token budget
 
 
+def test_requests_of_one_moment_are_told_apart():
+    trace = Trace()
+    pair = []
+    for seed in (0, 1):
+        trace.now = 1.0
+        pair.append(trace.add(Asked(((seed, 4),))))
+
+    trace.cancel(pair[1])
+    trace.step()
+
+    assert [sequence.request for sequence in trace.scheduler.running] == pair[:1]
+    trace.run()
+
+
 def test_a_newcomer_leaves_the_running_ones_room_to_grow():
     """Else admission and preemption take turns."""
     trace = Trace(num_blocks=8, block_size=4)
