@@ -45,10 +45,12 @@ class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_losses: engines a request may lose and still go on; 0 is off. On the last chance it is a
         suspect: suspects are sent one after another, so that the guilty one fails alone.
     max_wait_seconds: for the next engine; then whatever waits fails.
+    max_waiting: requests, kept and new, beyond which new ones are refused while there is none.
     """
 
     max_losses: int = 2
     max_wait_seconds: float = 120.0
+    max_waiting: int = 64
 
 
 class EngineClient:
@@ -148,7 +150,7 @@ class EngineClient:
             self._end(record)
 
     def _register(self, request: Generate) -> EngineRequest:
-        if self._line is None:
+        if self._line is None and not self._can_wait():
             raise self._absence()
         if request.request_id in self._requests:
             raise RequestInvalid(
@@ -157,11 +159,21 @@ class EngineClient:
         record = EngineRequest(request)
         # Known before it is sent: the answer may be quicker than this function.
         self._requests[request.request_id] = record
+        if self._line is None:
+            return record  # it goes out with the others as soon as the engine is back
         if not self._line.post(record.message()):
             del self._requests[request.request_id]
             raise Overloaded(RETRY_AFTER_SECONDS)
         record.is_aboard = True
         return record
+
+    def _can_wait(self) -> bool:
+        """Tell whether an engine is expected back and not too many wait for it already."""
+        return (
+            self._expiry is not None
+            and self._replay.max_losses > 0
+            and len(self._requests) < self._replay.max_waiting
+        )
 
     def _end(self, record: EngineRequest) -> None:
         if self._requests.get(record.request_id) is not record:

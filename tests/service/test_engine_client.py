@@ -87,9 +87,11 @@ async def consume(client: EngineClient, generate: Generate, pause: float = 0.0) 
 
 @asynccontextmanager
 async def connected(
-    engine, max_losses: int = 2, max_wait_seconds: float = 30.0
+    engine, max_losses: int = 2, max_wait_seconds: float = 30.0, max_waiting: int = 64
 ) -> AsyncIterator[EngineClient]:
-    policy = ReplayPolicy(max_losses=max_losses, max_wait_seconds=max_wait_seconds)
+    policy = ReplayPolicy(
+        max_losses=max_losses, max_wait_seconds=max_wait_seconds, max_waiting=max_waiting
+    )
     with anyio.fail_after(60):
         async with EngineClient(engine.address, engine.authkey, policy) as client:
             await client.wait_ready()
@@ -289,22 +291,35 @@ async def test_a_sequence_that_had_ended_does_not_run_again(null_engine):
     ]
 
 
-async def test_while_the_engine_is_away_new_requests_are_refused_and_old_ones_wait(null_engine):
+async def test_while_the_engine_is_away_requests_wait_and_those_past_the_bound_are_refused(
+    null_engine,
+):
     engine = null_engine()
     engine.may_return.clear()
 
-    async with connected(engine) as client:
+    async with (
+        connected(engine, max_waiting=2) as client,
+        anyio.create_task_group() as tasks,
+    ):
         kept = client.generate(request(max_tokens=3000))
         outcome = Outcome()
         outcome.add(await anext(kept))
         engine.kill()
         await until(lambda: not client.is_ready)
-        new = await consume(client, request("new"))
+        new: list[Outcome] = []
+
+        async def ask() -> None:
+            new.append(await consume(client, request("new")))
+
+        tasks.start_soon(ask)
+        await until(lambda: client.num_unfinished == 2)
+        surplus = await consume(client, request("surplus"))
         engine.may_return.set()
         async for delta in kept:
             outcome.add(delta)
 
-    assert new.errors == ["engine_restarting"]
+    assert surplus.errors == ["engine_restarting"]
+    assert new[0].token_ids == {0: said(0, 20)}
     assert outcome.token_ids == {0: said(0, 3000)}
     assert len(outcome.finishes) == 1
 
