@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +25,6 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from inference.blocks import BlockPool
 from inference.embeddings import EmbeddingCache
 from inference.engine import Engine
-from inference.grammar import GrammarCompiler
 from inference.model import Model, take_over
 from inference.protocol import Generate, Limits, ModelFacts, SamplingParams
 from inference.runner import Runner
@@ -163,7 +162,7 @@ def build_engine(model: Model, max_num_seqs: int) -> Engine:
         max_num_batched_tokens=8192,
         max_queued_requests=max_num_seqs,
     )
-    grammars = cast("GrammarCompiler", NoGrammars())
+    grammars: Any = NoGrammars()
     return Engine(facts, limits, scheduler, runner, grammars)
 
 
