@@ -1,5 +1,7 @@
 """The decoder's forward against transformers', layer for layer and without an engine."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from inference.kernels import load_kernels
 from inference.model import take_over
 
 LENGTHS = [5, 1, 23]
-TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
+TOLERANCE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-4}
 
 
 def attention(text, kernels, dtype=torch.float32):

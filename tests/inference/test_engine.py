@@ -296,9 +296,9 @@ def test_a_seeded_continuation_is_the_uninterrupted_one(kit, engine, asked):
 class Compiler:
     """Hands out promises, which the test keeps or breaks; `matcher` of what it keeps is its own."""
 
-    def __init__(self, matcher=None):
+    def __init__(self, make_matcher=lambda: None):
         self.promises = []
-        self._matcher = matcher
+        self._make_matcher = make_matcher
         self.is_closed = False
 
     def compile(self, grammar):
@@ -306,7 +306,7 @@ class Compiler:
         return self.promises[-1]
 
     def matcher(self, output_token_ids):
-        return self._matcher
+        return self._make_matcher()
 
     def close(self):
         self.is_closed = True
@@ -383,8 +383,8 @@ def test_a_request_can_be_cancelled_while_its_grammar_compiles(kit, engine, cons
 def test_a_grammar_ends_its_sequence_when_complete_and_its_request_in_error(
     kit, engine, asked, tokens, constrained, error
 ):
-    engine._grammars = compiler = Compiler(Matcher(3, error))
-    engine.add(kit.owner, msgspec.structs.replace(constrained, num_sequences=1))
+    engine._grammars = compiler = Compiler(lambda: Matcher(3, error))
+    engine.add(kit.owner, constrained)
     compiler.promises[0].set_result(compiler)
 
     answers = kit.run(engine)
@@ -395,6 +395,7 @@ def test_a_grammar_ends_its_sequence_when_complete_and_its_request_in_error(
     else:
         assert answers.token_ids["r", 0] == tokens[:2]
         assert answers.refused["r"].code is error
+        assert not any(deltas[-1].finish for deltas in answers.deltas.values())
 
 
 def test_closing_the_engine_closes_the_compiler(engine):
@@ -574,12 +575,17 @@ def test_a_prefill_that_finds_no_memory_fails_alone(kit, models, cases, expected
 def test_a_step_too_large_is_done_in_parts_and_nobody_fails(kit, models, cases, expected):
     engine = kit.make_engine(models["dense"])
     shortage = Shortage(engine, lambda chunks: len(chunks) > 1)
+    encode, encoded = engine.runner.encode, []
+    engine.runner.encode = lambda encodings: encoded.extend(encodings) or encode(encodings)
     for name in cases:
         engine.add(kit.owner, kit.generate(cases[name], name))
 
     answers = kit.run(engine)
 
     assert shortage.num_failures
+    assert (
+        len(encoded) == len({e.key for e in encoded}) == sum(len(c.visions) for c in cases.values())
+    )
     assert {name: answers.token_ids[name, 0] for name in cases} == expected["dense"]
 
 
@@ -601,6 +607,39 @@ def test_who_shares_a_picture_with_a_request_that_failed_goes_on(
 
     assert answers.refused["first"].code is RefusalCode.OUT_OF_MEMORY
     assert answers.token_ids["second", 0] == expected["dense"][name]
+
+
+def test_a_picture_that_went_with_a_failed_request_comes_when_another_reaches_it(
+    kit, models, sources
+):
+    """The other's prompt had not come to it in the step that failed."""
+    engine = kit.make_engine(models["dense"], max_num_batched_tokens=40)
+    picture = kit.picture(3, 4, 1)
+    later = kit.case(kit.text(50, 1), picture)
+    Shortage(engine, holds("first"))
+    engine.add(kit.owner, kit.generate(kit.case(picture), "first"))
+    engine.add(kit.owner, kit.generate(later, "second", 8))
+
+    answers = kit.run(engine)
+
+    assert set(answers.refused) == {"first"}
+    assert answers.token_ids["second", 0] == kit.oracle(sources["dense"], later, 8)
+
+
+def test_rows_of_one_token_come_first_and_by_length(kit, models, cases):
+    """What the runner asks for; the last token behind a prefix hit is one of them."""
+    engine = kit.make_engine(models["dense"], max_num_batched_tokens=24)
+    execute, batches = engine.runner.execute, []
+    engine.runner.execute = lambda chunks: batches.append(chunks) or execute(chunks)
+    for name in cases:
+        engine.add(kit.owner, kit.generate(cases[name], name))
+        engine.step()
+    kit.run(engine)
+
+    for chunks in batches:
+        singles = [chunk.end for chunk in chunks if chunk.num_tokens == 1]
+        assert [chunk.end for chunk in chunks[: len(singles)]] == sorted(singles)
+    assert any(len({chunk.num_tokens > 1 for chunk in chunks}) == 2 for chunks in batches)
 
 
 def test_a_sibling_that_finds_no_memory_ends_its_whole_request(kit, models, asked, tokens):

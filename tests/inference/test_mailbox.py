@@ -9,6 +9,7 @@ import threading
 from contextlib import closing
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
+from typing import Any
 
 import msgspec
 import pytest
@@ -91,7 +92,7 @@ def letters(mailbox, count):
     raise AssertionError(f"{got} are not {count} letters")
 
 
-def read(connection):
+def read(connection) -> Any:
     assert connection.poll(PATIENCE_SECONDS)
     return decode_engine_message(connection.recv_bytes())
 

@@ -68,7 +68,8 @@ def test_rotated_heads_are_those_of_transformers(kit, sections):
     positions = torch.randint(0, 500, (3, 9), generator=generator)
     heads = torch.randn(9, 3, 16, generator=generator)
 
-    ours = TextRotary(theirs.inv_freq, theirs.mrope_section, theirs.attention_scaling, heads.device)
+    section = list(config.rope_parameters["mrope_section"])
+    ours = TextRotary(theirs.inv_freq, section, theirs.attention_scaling, heads.device)
     rotated = TorchOps().norm_rotate(heads, None, *ours.angles(positions), 1e-6)
 
     cos, sin = theirs(heads, positions[:, None])

@@ -1,11 +1,13 @@
 """Our forward of the vision model against transformers'."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from inference.patches import patchify
 
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def as_tensor(vision):
