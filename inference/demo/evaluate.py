@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--per-task", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--only", default="", help="examine tasks whose name contains this")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong replies a task")
     options = parser.parse_args()

@@ -61,7 +61,7 @@ class Plan:
     joint_steps: int = 7500
     finish_first: int = 960
     finish_steps: int = 1400
-    polish_steps: int = 0
+    polish_steps: int = 1000
     joint_lessons: int = 20
     work: Path = Path("/tmp/loupe-demo")  # noqa: S108 - a default people may see and delete
     output: Path = Path(__file__).parent / "checkpoint"
