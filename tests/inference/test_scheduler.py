@@ -86,12 +86,14 @@ class Trace:
         self.sequences = []
         self.now = 1.0
 
-    def add(self, asked):
-        """Queue a request; None when it could never fit the pool."""
-        prompt, visions = asked.prompt, asked.visions
+    def fits(self, asked):
+        """Whether the pool holds it alone; the engine refuses the others."""
         size = self.blocks.num_usable * self.limits.block_size
-        if not prompt or len(prompt) + asked.max_tokens > size:
-            return None
+        return len(asked.prompt) + asked.max_tokens <= size
+
+    def add(self, asked):
+        """Queue a request."""
+        prompt, visions = asked.prompt, asked.visions
         request = Request(
             owner=Owner(0),
             request_id=str(len(self.sequences)),
@@ -274,8 +276,10 @@ def test_any_trace_keeps_every_promise(arrivals, trace):
             cancels = [(count - 1, request) for count, request in cancels]
             for _, request in (entry for entry in cancels if entry[0] < 0):
                 trace.cancel(request)
+        if not trace.fits(asked):
+            continue
         request = trace.add(asked)
-        if request is not None and asked.cancelled_after is not None:
+        if asked.cancelled_after is not None:
             cancels.append((asked.cancelled_after, request))
     for count, request in cancels:
         for _ in range(min(count, 2)):
@@ -426,7 +430,10 @@ def test_a_newcomer_leaves_the_running_ones_room_to_grow():
 
 def test_a_request_that_fills_the_pool_to_the_last_token_ends():
     trace = Trace(num_blocks=6, block_size=4)
-    assert trace.add(Asked(((0, 8),), max_tokens=12)) is not None
+    full = Asked(((0, 8),), max_tokens=12)
+    assert trace.fits(full)
+    assert not trace.fits(Asked(((0, 8),), max_tokens=13))
+    trace.add(full)
 
     trace.run()
 
