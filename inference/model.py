@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.decoder import DenseMlp, ExpertsMlp, TextGeometry, TextLayer, TextModel
+from inference.device import DeviceError
 from inference.kernels import CpuKernels, load_kernels
 from inference.linear import Activation, Linear
 from inference.ops import Ops, TorchOps
@@ -69,6 +70,13 @@ def take_over(source: Source) -> Model:
     Args:
         source: `Qwen3VLForConditionalGeneration` or `Qwen3VLMoeForConditionalGeneration`.
     """
+    devices = {parameter.device for parameter in source.parameters()}
+    if len(devices) > 1:
+        # Our forwards keep hidden states where they are.
+        raise DeviceError(
+            f"the model does not fit one device (it was spread over {len(devices)}): choose a "
+            "smaller model of the family or a device with more memory"
+        )
     source.eval()
     if source.config.model_type == "qwen3_vl_moe":
         # The default depends on the caller being `generate`; grouped reads each expert once.

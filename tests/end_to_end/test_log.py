@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -39,7 +40,7 @@ def fragments(encoded: bytes) -> set[str]:
     return {text[start : start + 23] for start in range(0, len(text) - 23, 23)}
 
 
-def bodies(picture: bytes) -> Iterator[dict[str, object]]:
+def bodies(picture: bytes) -> Iterator[dict[str, Any]]:
     image = base64.b64encode(picture).decode()
     broken = base64.b64encode(picture[: len(picture) // 2]).decode()
     text = {"text": SECRETS["prompt"], "system": SECRETS["system"], "max_new_tokens": 16}
@@ -71,7 +72,7 @@ def leave_early(client: httpx.Client) -> None:
 
 @pytest.mark.slow
 def test_no_payload_reaches_the_log(
-    start_service: Callable[..., object], picture, ask, wait_until
+    start_service: Callable[..., Any], picture, ask, wait_until
 ) -> None:
     service = start_service("--workers", "1", "--log-level", "debug", "--log-format", "json")
     png = picture("red", "circle")

@@ -296,30 +296,27 @@ async def test_while_the_engine_is_away_requests_wait_and_those_past_the_bound_a
 ):
     engine = null_engine()
     engine.may_return.clear()
+    outcome = Outcome()
+    new: list[Outcome] = []
 
-    async with (
-        connected(engine, max_waiting=2) as client,
-        anyio.create_task_group() as tasks,
-    ):
+    async with connected(engine, max_waiting=2) as client, anyio.create_task_group() as tasks:
+
+        async def ask(request_id: str) -> None:
+            new.append(await consume(client, request(request_id)))
+
         kept = client.generate(request(max_tokens=3000))
-        outcome = Outcome()
         outcome.add(await anext(kept))
         engine.kill()
         await until(lambda: not client.is_ready)
-        new: list[Outcome] = []
-
-        async def ask() -> None:
-            new.append(await consume(client, request("new")))
-
-        tasks.start_soon(ask)
+        tasks.start_soon(ask, "waits")
         await until(lambda: client.num_unfinished == 2)
-        surplus = await consume(client, request("surplus"))
+        await ask("surplus")
         engine.may_return.set()
         async for delta in kept:
             outcome.add(delta)
 
-    assert surplus.errors == ["engine_restarting"]
-    assert new[0].token_ids == {0: said(0, 20)}
+    assert [answer.errors for answer in new] == [["engine_restarting"], []]
+    assert new[1].token_ids == {0: said(0, 20)}
     assert outcome.token_ids == {0: said(0, 3000)}
     assert len(outcome.finishes) == 1
 

@@ -106,7 +106,9 @@ def prefill_peak(model: Model, start: int) -> int:
     shape = KVShape(
         geometry.num_layers, 1 + len(blocks), BLOCK_SIZE, geometry.num_kv_heads, geometry.head_dim
     )
-    attention = CpuAttention(shape, geometry.num_heads, geometry.scaling, model.dtype)
+    attention = CpuAttention(
+        shape, geometry.num_heads, geometry.scaling, model.dtype, model.kernels
+    )
     features = torch.zeros(NUM_TOKENS, 3, geometry.hidden_size, dtype=model.dtype)
     positions = torch.arange(NUM_TOKENS).expand(3, -1)
     with PeakMemory() as memory:
