@@ -398,6 +398,18 @@ def test_a_grammar_ends_its_sequence_when_complete_and_its_request_in_error(
         assert not any(deltas[-1].finish for deltas in answers.deltas.values())
 
 
+def test_a_sibling_whose_grammar_fails_ends_the_others_in_the_same_step(kit, engine, constrained):
+    matchers = iter([Matcher(99), Matcher(2, RefusalCode.INTERNAL)])
+    engine._grammars = compiler = Compiler(lambda: next(matchers))
+    engine.add(kit.owner, constrained)
+    compiler.promises[0].set_result(compiler)
+
+    answers = kit.run(engine)
+
+    assert answers.refused["r"].code is RefusalCode.INTERNAL
+    assert [len(answers.token_ids["r", index]) for index in range(2)] == [2, 1]
+
+
 def test_closing_the_engine_closes_the_compiler(engine):
     engine._grammars = compiler = Compiler()
 
@@ -613,7 +625,7 @@ def test_a_picture_that_went_with_a_failed_request_comes_when_another_reaches_it
     kit, models, sources
 ):
     """The other's prompt had not come to it in the step that failed."""
-    engine = kit.make_engine(models["dense"], max_num_batched_tokens=40)
+    engine = kit.make_engine(models["dense"], max_num_batched_tokens=40, embedding_cache_bytes=0)
     picture = kit.picture(3, 4, 1)
     later = kit.case(kit.text(50, 1), picture)
     Shortage(engine, holds("first"))
