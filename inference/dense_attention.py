@@ -7,10 +7,9 @@ the matrix units. The scores between are bounded: query rows are taken in slices
 import torch
 from torch import Tensor
 
+from inference.footprint import MAX_SCORES
 from inference.ops import Ops
 
-# 16 MiB of bfloat16: what a slice's scores may take.
-_MAX_SCORES = 8 * 1024 * 1024
 # With a causal mask a slice skips the columns none of its rows sees; smaller slices skip more.
 _MAX_CAUSAL_ROWS = 128
 
@@ -31,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ops: Ops, *, scale: float, first: in
     """
     matrices, group, rows, dim = q.shape
     columns = k.shape[1]
-    size = max(1, min(rows, _MAX_SCORES // (matrices * group * columns)))
+    size = max(1, min(rows, MAX_SCORES // (matrices * group * columns)))
     if first is not None:
         size = min(size, _MAX_CAUSAL_ROWS)
     parts: list[Tensor] = []

@@ -81,6 +81,15 @@ def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> DeviceMemory:
     return memory
 
 
+def resident_bytes(proc: Path = _PROC) -> int:
+    """Ask how much of this process lies in the machine's memory; 0 where that is not told."""
+    try:
+        pages = int((proc / "self" / "statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 class MemoryWatch:
     """Says whether free memory is so low that new work must be refused.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import structlog
 
+from inference.device import resident_bytes
 from inference.grammar import CompiledGrammar, GrammarCompiler, GrammarRefusedError
 from inference.protocol import (
     Admission,
@@ -178,6 +179,7 @@ class Engine:
             num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_free_blocks=scheduler.blocks.num_free,
             gpu_memory_used_bytes=self.runner.memory_used_bytes(),
+            resident_memory_bytes=resident_bytes(),
             num_steps=self._num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
@@ -230,7 +232,9 @@ class Engine:
         prefixes, indices = generate.output_prefixes, generate.sequence_indices
         if not generate.prompt_token_ids or generate.sampling.max_tokens < 1:
             raise PromptInvalid("nothing to do")
-        if generate.num_sequences < 1 or len(prefixes) not in (0, generate.num_sequences):
+        if not 1 <= generate.num_sequences <= self.limits.max_num_seqs:
+            raise PromptInvalid("more sequences than can run together, or none")
+        if len(prefixes) not in (0, generate.num_sequences):
             raise PromptInvalid("prefixes and sequences differ in number")
         if len(indices) not in (0, generate.num_sequences) or len(set(indices)) < len(indices):
             raise PromptInvalid("the sequences' indices do not tell them apart")

@@ -1,7 +1,6 @@
 """What a model's parts take in memory: weights, KV tokens, and one step's activations, in bytes.
 
-Pure arithmetic; activations are bounded from above as our own forwards hold them. Scores are never
-counted: attention is fused wherever a row has more than one token.
+Pure arithmetic; activations are bounded from above as our own forwards hold them.
 """
 
 from inference.architecture import DTYPE_BYTES, Architecture, count_parameters
@@ -9,6 +8,8 @@ from inference.checkpoint import chosen_dtype, picture_bounds
 from inference.config import EngineConfig
 
 FLOAT32_BYTES = DTYPE_BYTES["float32"]
+# Attention scores that may exist at a time; 16 MiB of bfloat16.
+MAX_SCORES = 8 * 1024 * 1024
 
 
 def token_bytes(architecture: Architecture, config: EngineConfig) -> int:
@@ -94,19 +95,23 @@ def logits_bytes(architecture: Architecture, config: EngineConfig) -> int:
     return config.max_num_seqs * architecture.text.vocab_size * row
 
 
-def attention_bytes(
-    architecture: Architecture, config: EngineConfig, *, num_tokens: int, context: int
-) -> int:
-    """What attention adds over a pool of num_tokens, with requests of at most `context` tokens.
+def scores_bytes(architecture: Architecture, config: EngineConfig) -> int:
+    """Attention scores of a slice of prompt or picture: plain, masked, scaled, weights, in float32.
 
-    One layer's keys and values gathered from the pool, padded to at most twice their length; and
-    the mask of a chunk that continues a prompt of full length, with the booleans it is made from.
-    Sequences that share a prefix are gathered one by one and may exceed this.
+    Source: `inference.dense_attention`, `inference.ops`.
+    """
+    return MAX_SCORES * (4 * _width(architecture, config) + FLOAT32_BYTES)
+
+
+def attention_bytes(architecture: Architecture, config: EngineConfig, *, num_tokens: int) -> int:
+    """What attention copies out of a pool of num_tokens.
+
+    One layer's keys and values, padded to at most twice their length. Sequences that share a prefix
+    are gathered one by one and may exceed this.
     Source: `inference.attention`.
     """
-    gathered = 2 * token_bytes(architecture, config) // architecture.text.num_hidden_layers
-    mask = config.max_num_batched_tokens * (_width(architecture, config) + 1)
-    return num_tokens * gathered + context * mask
+    layer = token_bytes(architecture, config) // architecture.text.num_hidden_layers
+    return 2 * num_tokens * layer
 
 
 def _width(architecture: Architecture, config: EngineConfig) -> int:

@@ -16,6 +16,7 @@ from inference.footprint import (
     block_bytes,
     logits_bytes,
     prefill_bytes,
+    scores_bytes,
     token_bytes,
     vision_bytes,
     weights_bytes,
@@ -47,7 +48,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where a device's memory goes; bytes throughout.
 
     usable_bytes: what all of it together may take. working_bytes: the most one step holds, whatever
-    the pool: prefill_bytes, vision_bytes, logits_bytes and the runtime's own overhead.
+    the pool: prefill_bytes, vision_bytes, attention's scores, logits_bytes and the runtime's own.
     attention_bytes: what attention holds beside the pool, growing with it.
     num_blocks: of the pool, the padding block included. max_model_len: what one request may take,
     lowered to the pool where it was not asked for.
@@ -101,7 +102,8 @@ def _draft(
     logits = logits_bytes(architecture, config)
     overhead = 0 if device == "cpu" else CUDA_OVERHEAD_BYTES
     weights = weights_bytes(architecture, config, device)
-    working = prefill + vision + logits + overhead
+    scores = scores_bytes(architecture, config)
+    working = prefill + vision + scores + logits + overhead
     usable = _usable(config, memory, device)
     room = usable - weights - working - config.embedding_cache_bytes
     num_blocks = _num_blocks(architecture, config, room, device)
@@ -121,9 +123,7 @@ def _draft(
         vision_bytes=vision,
         logits_bytes=logits,
         working_bytes=working,
-        attention_bytes=attention_bytes(
-            architecture, config, num_tokens=num_tokens, context=max_model_len
-        ),
+        attention_bytes=attention_bytes(architecture, config, num_tokens=num_tokens),
         embedding_cache_bytes=config.embedding_cache_bytes,
         block_bytes=size,
         num_blocks=num_blocks,
@@ -167,17 +167,8 @@ def _num_blocks(
 
 def _most_tokens(architecture: Architecture, config: EngineConfig, room_bytes: int) -> int:
     """Tokens whose keys, values and attention fit into the room."""
-
-    def bytes_of(num_tokens: int, context: int) -> int:
-        return num_tokens * token_bytes(architecture, config) + attention_bytes(
-            architecture, config, num_tokens=num_tokens, context=context
-        )
-
-    wanted = _wanted_model_len(architecture, config)
-    tokens = room_bytes // bytes_of(1, 1)
-    if tokens <= wanted:
-        return tokens
-    return (room_bytes - bytes_of(0, wanted)) // bytes_of(1, 0)
+    token = token_bytes(architecture, config)
+    return room_bytes // (token + attention_bytes(architecture, config, num_tokens=1))
 
 
 def _fits(plan: MemoryPlan, architecture: Architecture, config: EngineConfig) -> bool:

@@ -301,14 +301,14 @@ def _cuts(rows: Sequence[SamplerState], device: torch.device) -> _Cuts:
 def _logprobs(raw: Tensor, chosen: list[int], counts: list[int]) -> list[TokenLogprob]:
     """Read off log probabilities [num_rows, vocab_size], the counts likeliest ones best first."""
     of_chosen = raw.gather(1, _index(chosen, raw.device)[:, None])
-    values, token_ids = raw.topk(max(counts), dim=1)
+    values, token_ids = raw.topk(min(max(counts), raw.shape[1]), dim=1)
     lines = torch.cat([of_chosen.double(), values.double(), token_ids.double()], dim=1).tolist()
     width = values.shape[1]
     return [
         TokenLogprob(
             token_id=token_id,
             logprob=line[0],
-            top=[(int(line[1 + width + j]), line[1 + j]) for j in range(count)],
+            top=[(int(line[1 + width + j]), line[1 + j]) for j in range(min(count, width))],
         )
         for token_id, line, count in zip(chosen, lines, counts, strict=True)
     ]

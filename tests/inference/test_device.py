@@ -9,6 +9,7 @@ from inference.device import (
     default_brink,
     device_memory,
     host_memory,
+    resident_bytes,
     resolve_device,
 )
 
@@ -183,3 +184,12 @@ def test_a_machine_with_memory_is_not_short_of_it():
 )
 def test_the_brink_is_a_small_share_within_bounds(total, brink):
     assert default_brink(DeviceMemory(0, total)) == brink
+
+
+def test_this_process_is_resident_and_grows_with_what_it_holds():
+    before = resident_bytes()
+
+    held = bytearray(b"\1" * 64 * 1024 * 1024)
+
+    assert resident_bytes() - before > 32 * 1024 * 1024
+    assert len(held) == 64 * 1024 * 1024
