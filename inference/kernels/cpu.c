@@ -67,8 +67,8 @@ static inline lanes load_lanes_f32(const float *x) {
     return value;
 }
 
-/* Below this many elements waking other threads costs more than it saves. */
-#define PARALLEL 16384
+/* Below this many elements waking sleeping threads costs more than it saves: some 50 us. */
+#define PARALLEL 262144
 
 #define JOIN(a, b) a##_##b
 #define NAME(function, suffix) JOIN(function, suffix)
@@ -155,7 +155,7 @@ void NAME(norm_rotate, SUFFIX)(ELEMENT *x, int64_t row_stride, const ELEMENT *we
    matrix sees the columns up to first + r; the others become 0. */
 void NAME(softmax, SUFFIX)(ELEMENT *scores, int64_t matrices, int64_t rows, int64_t width,
                            float scale, int64_t first) {
-#pragma omp parallel for if (matrices * rows * width > PARALLEL)
+#pragma omp parallel for if (matrices * rows * width > PARALLEL / 2)
     for (int64_t m = 0; m < matrices * rows; m++) {
         ELEMENT *x = scores + m * width;
         int64_t seen = first < 0 ? width : first + m % rows + 1;
@@ -287,7 +287,7 @@ void NAME(decode_attention, SUFFIX)(const ELEMENT *q, int64_t q_stride, const EL
                                     const int64_t *lengths, ELEMENT *out, int64_t rows,
                                     int64_t table_width, int64_t kv_heads, int64_t group,
                                     int64_t block_size, int64_t dim, float scale) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (rows * table_width > 8)
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (rows * table_width * block_size * kv_heads * group * dim > 2 * PARALLEL)
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t h = 0; h < kv_heads; h++) {
             int64_t width = group * dim, first = (r * kv_heads + h) * width;
