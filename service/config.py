@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         service ends with an error, for whatever runs it to decide.
     restart_window_seconds: the span over which restart_budget counts.
     thread_wait: how the engine's CPU threads wait for each other: `passive` sleeps, `bounded`
-        spins briefly, `active` spins and needs cores of its own; `auto` is `passive`, the quickest
+        spins briefly, `active` spins and needs cores of its own; `auto` is `bounded`, the quickest
         beside busy neighbours.
     log_level: least severe event to log: `debug`, `info`, `warning` or `error`.
     log_format: `json`, `console`, or `auto`: `console` on a terminal.
