@@ -41,7 +41,7 @@ def run_worker(control, **_) -> None:
 
 def run_inference(control, **_) -> None:
     note("start", "inference", os.getpid())
-    note("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY"))
+    note("threads", os.environ.get("OMP_NUM_THREADS"), os.environ.get("GOMP_SPINCOUNT"))
     match SCENARIO:
         case "crashes":
             os._exit(7)

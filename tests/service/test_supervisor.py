@@ -268,7 +268,7 @@ def test_thread_variables_reach_the_engine(start, monkeypatch):
     service.wait_until_ready()
 
     threads = next(line for line in service.journal() if line.startswith("threads"))
-    assert re.fullmatch(r"threads \d+ PASSIVE", threads)
+    assert re.fullmatch(r"threads \d+ 1000", threads)
 
 
 def test_restart_budget_pauses_longer_each_time_and_runs_out():
