@@ -65,18 +65,15 @@ def build_engine(
         plan = _measure(plan, model, config, facts, architecture)
         facts = msgspec.structs.replace(facts, max_model_len=plan.max_model_len)
     embeddings: EmbeddingCache[Tensor] = EmbeddingCache(config.embedding_cache_bytes)
-    scheduler = Scheduler(
-        SchedulerLimits(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_encoded_patches=config.max_num_encoded_patches,
-            block_size=config.block_size,
-            bytes_per_visual_token=model.bytes_per_visual_token,
-        ),
-        BlockPool(plan.num_blocks),
-        embeddings,
-        VisualLayout.of(facts),
+    limits = SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_encoded_patches=config.max_num_encoded_patches,
+        block_size=config.block_size,
+        bytes_per_visual_token=model.bytes_per_visual_token,
     )
+    blocks = BlockPool(plan.num_blocks)
+    scheduler = Scheduler(limits, blocks, embeddings, VisualLayout.of(facts))
     runner = Runner(
         model, num_blocks=plan.num_blocks, block_size=config.block_size, embeddings=embeddings
     )
@@ -86,13 +83,7 @@ def build_engine(
     watch = MemoryWatch(device)
     engine = Engine(
         facts,
-        Limits(
-            block_size=config.block_size,
-            num_blocks=plan.num_blocks,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_queued_requests=config.max_queued_requests,
-        ),
+        _limits(config, plan),
         scheduler,
         runner,
         GrammarCompiler(path / "tokenizer.json", facts.vocab_size, facts.eos_token_ids),
@@ -101,6 +92,16 @@ def build_engine(
     progress("warming up")
     warm_up(engine)
     return engine
+
+
+def _limits(config: EngineConfig, plan: MemoryPlan) -> Limits:
+    return Limits(
+        block_size=config.block_size,
+        num_blocks=plan.num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_queued_requests=config.max_queued_requests,
+    )
 
 
 def _measure(
