@@ -13,6 +13,7 @@ from typing import TypeAlias
 import structlog
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from service.access.caller import ANYONE, Caller
 from service.errors import InternalError, ServerError, ServiceError
 from service.stages import StageTimes, milliseconds
 
@@ -30,10 +31,11 @@ class RequestRecord:
     """What one request's log line says; every layer adds what it knows.
 
     stages: where the time went. facts: further keys of the line: tokens, pictures, finish reason.
-    started_at: `time.perf_counter` at the request's arrival.
+    started_at: `time.perf_counter` at the request's arrival. caller: who asks.
     """
 
     request_id: str
+    caller: Caller = ANYONE
     started_at: float = field(default_factory=time.perf_counter)
     status_code: int | None = None
     error_code: str | None = None
