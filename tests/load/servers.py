@@ -106,6 +106,8 @@ def _vllm(programs: Path, base: tuple[str, ...]) -> Server:
         str(programs / "vllm"), "serve", "{model}", "--port", "{port}", "--host", "127.0.0.1",
         "--dtype", "bfloat16", "--max-model-len", "4096",
         "--limit-mm-per-prompt", '{"image": 8}',
+        # Its profile of one picture of 65,536 patches takes a CPU most of ten minutes.
+        "--skip-mm-profiling",
     )  # fmt: skip
     cores = sorted(os.sched_getaffinity(0))
     environ = {
