@@ -7,7 +7,7 @@ uint8 RGB pixels.
 """
 
 from enum import StrEnum
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-sequence or stop token, or the grammar is complete
     LENGTH = "length"  # max_tokens, or the repetition guard
     CANCELLED = "cancelled"  # the request's owner asked, or went away
+    DEADLINE = "deadline"  # the request's time ran out, queued or running
 
 
 class RefusalCode(StrEnum):
@@ -30,6 +31,8 @@ class RefusalCode(StrEnum):
     INPUT_INVALID = "input_invalid"
     DUPLICATE_REQUEST_ID = "duplicate_request_id"
     OVERLOADED = "overloaded"
+    RATE_LIMITED = "rate_limited"
+    DEADLINE_UNREACHABLE = "deadline_unreachable"
     DRAINING = "draining"
     OUT_OF_MEMORY = "out_of_memory"
     GRAMMAR_INVALID = "grammar_invalid"
@@ -105,6 +108,24 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     content_hash: bytes
 
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one tenant may use, as its key's entry says; None is without limit.
+
+    max_concurrent_requests: taken and not ended.
+    requests_per_minute, tokens_per_minute: averages, of which a minute's worth may come at once.
+        Tokens are the prompt's, charged when a request is taken, and the answers', as they come.
+    weight: its share of a busy engine, next to tenants of weight 1.
+    """
+
+    max_concurrent_requests: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    weight: float = 1.0
+
+
+QuotaKind: TypeAlias = Literal["concurrent_requests", "requests", "tokens"]
+
+
 class Generate(
     msgspec.Struct, frozen=True, kw_only=True, tag="generate", forbid_unknown_fields=True
 ):
@@ -116,10 +137,16 @@ class Generate(
     num_sequences: how many independent continuations (`n`); they share the prompt's blocks.
     sequence_indices: what each is called in its deltas, and what joins its seed; empty is 0, 1, ...
         A request that goes on in a new engine keeps the indices of those still open.
-    priority: lower runs first; equal priorities run in order of arrival.
-    tenant: separates caches; two tenants never share a block.
+    priority: lower runs first; within one, tenants take fair turns, and each tenant's requests run
+        in order of arrival.
+    tenant: separates caches, two tenants never share a block; and who shares and quotas count for.
+    quota: the tenant's limits; None is without any.
+    deadline_seconds: time left when this was sent; then all its sequences end with `deadline`. The
+        engine counts on its own clock. None waits for ever.
     output_prefixes: per sequence, tokens already delivered before an engine was lost; generation
         goes on behind them. Empty for a fresh request.
+    is_replay: an engine that was lost had taken it; no quota is charged again.
+    is_suspect: on board when engines were lost, more than once; runs alone, after `Isolated`.
     """
 
     request_id: str
@@ -130,7 +157,11 @@ class Generate(
     sequence_indices: list[int] = []
     priority: int = 0
     tenant: str = ""
+    quota: Quota | None = None
+    deadline_seconds: float | None = None
     output_prefixes: list[list[int]] = []
+    is_replay: bool = False
+    is_suspect: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel", forbid_unknown_fields=True):
@@ -199,15 +230,26 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     """Engine to worker: the request ends here; no other message for it follows.
 
-    retry_after_seconds: with `overloaded`, when to try again.
+    retry_after_seconds: with `overloaded` and `rate_limited`, when to try again.
+    quota: with `rate_limited`, which of the tenant's limits it was.
     needed, allowed: the two numbers behind a limit, in the limit's unit; None where there is none.
     """
 
     request_id: str
     code: RefusalCode
     retry_after_seconds: float | None = None
+    quota: QuotaKind | None = None
     needed: int | None = None
     allowed: int | None = None
+
+
+class Isolated(msgspec.Struct, frozen=True, kw_only=True, tag="isolated"):
+    """Engine to worker: this suspect runs now, and nothing else does until it has ended.
+
+    Written before its first step: an engine that is lost after this was lost under it alone.
+    """
+
+    request_id: str
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,10 +309,19 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
-    """Engine to worker, about once a second: the figures health and metrics show."""
+    """Engine to worker, about once a second: the figures health and metrics show.
+
+    num_queued_tokens, num_queued_patches: prompt tokens and vision patches of requests that have
+        not begun. predicted_wait_seconds: for a newcomer until it begins; 0 while nothing is known.
+    num_overloaded, num_rate_limited, num_deadlines_unreachable: refusals since the start.
+    num_deadlines_exceeded: requests whose time ran out here, queued or running.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
+    num_queued_tokens: int = 0
+    num_queued_patches: int = 0
+    predicted_wait_seconds: float = 0.0
     num_free_blocks: int = 0
     gpu_memory_used_bytes: int = 0
     resident_memory_bytes: int = 0
@@ -282,6 +333,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_cache_hits: int = 0
     embedding_cache_queries: int = 0
     embedding_cache_hits: int = 0
+    num_overloaded: int = 0
+    num_rate_limited: int = 0
+    num_deadlines_unreachable: int = 0
+    num_deadlines_exceeded: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -311,7 +366,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
 
 
 WorkerMessage: TypeAlias = Generate | Cancel
-EngineMessage: TypeAlias = Ready | Outputs | Refused | Stats
+EngineMessage: TypeAlias = Ready | Outputs | Refused | Isolated | Stats
 ChildMessage: TypeAlias = Progress | Started | StartFailed | Heartbeat
 
 Message = TypeVar("Message")

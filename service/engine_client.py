@@ -23,6 +23,7 @@ from inference.protocol import (
     Delta,
     EngineMessage,
     Generate,
+    Isolated,
     Limits,
     ModelFacts,
     Outputs,
@@ -42,13 +43,16 @@ _log = structlog.get_logger()
 class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How long an unfinished request outlives engines.
 
-    max_losses: engines a request may lose and still go on; 0 is off. On the last chance it is a
-        suspect: suspects are sent one after another, so that the guilty one fails alone.
+    max_losses: engines a request may lose before it is a suspect, which the engine runs alone; 0
+        is off: a loss fails it.
+    max_losses_alone: engines a suspect may lose while nothing else runs; then it is the cause, and
+        fails. More than one, because an engine can also be killed from outside.
     max_wait_seconds: for the next engine; then whatever waits fails.
     max_waiting: requests, kept and new, beyond which new ones are refused while there is none.
     """
 
     max_losses: int = 2
+    max_losses_alone: int = 2
     max_wait_seconds: float = 120.0
     max_waiting: int = 64
 
@@ -156,7 +160,7 @@ class EngineClient:
             raise RequestInvalid(
                 "duplicate_request_id", "A request of this id is running.", param="request_id"
             )
-        record = EngineRequest(request)
+        record = EngineRequest(request, self._loop.time)
         # Known before it is sent: the answer may be quicker than this function.
         self._requests[request.request_id] = record
         if self._line is None:
@@ -185,8 +189,6 @@ class EngineClient:
 
     def _forget(self, record: EngineRequest) -> None:
         del self._requests[record.request_id]
-        if self._is_suspect(record):
-            self._send_waiting()
 
     def _fail(self, record: EngineRequest, error: ServiceError) -> None:
         record.fail(error)
@@ -204,6 +206,8 @@ class EngineClient:
                 self._deliver(line, deltas)
             case Refused():
                 self._refuse(message)
+            case Isolated():
+                self._note_isolation(message)
             case Stats():
                 self.stats = message
             case _:
@@ -270,35 +274,32 @@ class EngineClient:
             "The engine was lost under this request and did not return in time.",
         )
 
+    def _note_isolation(self, isolated: Isolated) -> None:
+        record = self._requests.get(isolated.request_id)
+        if record is not None:
+            record.is_alone = True
+
     def _outlive(self, record: EngineRequest) -> None:
-        """Keep a request for the next engine, or fail it as the likely cause of its losses."""
+        """Keep a request for the next engine, or fail it as the cause of its losses."""
         if not record.is_aboard:
             return
-        record.is_aboard = False
-        record.num_losses += 1
+        record.note_loss()
+        record.is_suspect = record.num_losses >= self._replay.max_losses
         if self._replay.max_losses == 0:
             self._fail(record, EngineUnavailable("engine_lost", "The engine was lost."))
-        elif record.num_losses > self._replay.max_losses:
+        elif record.num_losses_alone >= self._replay.max_losses_alone:
             _log.error("request_given_up", request_id=record.request_id, losses=record.num_losses)
             self._fail(
                 record, EngineUnavailable("engine_failed", "The engine failed at this request.")
             )
 
     def _send_waiting(self) -> None:
-        """Send every request that waits for an engine; of the suspects only one at a time."""
-        suspect_aboard = any(
-            record.is_aboard and self._is_suspect(record) for record in self._requests.values()
-        )
+        """Send every request that waits for an engine."""
         for record in self._requests.values():
             if self._line is None:
                 return
-            if record.is_aboard or (suspect_aboard and self._is_suspect(record)):
-                continue
-            suspect_aboard = suspect_aboard or self._is_suspect(record)
-            record.is_aboard = self._line.post(record.message(), bounded=False)
-
-    def _is_suspect(self, record: EngineRequest) -> bool:
-        return record.num_losses == self._replay.max_losses > 0
+            if not record.is_aboard:
+                record.is_aboard = self._line.post(record.message(), bounded=False)
 
     def _failed(self) -> None:
         self.has_failed = True

@@ -5,6 +5,7 @@ only the sequences that are still open.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,14 +21,21 @@ class EngineRequest:
     """A request between its registration and its end; lives on the event loop.
 
     is_aboard: the engine that is connected has it. num_losses: engines it was aboard of and lost.
-    is_over: ended, and all of it taken.
+    is_suspect: the next engine is to run it alone. is_alone: the engine does. num_losses_alone:
+    engines that were lost meanwhile. is_over: ended, and all of it taken.
     """
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: Generate, clock: Callable[[], float]) -> None:
+        """Keep a request; its time runs from now on, on `clock`, whichever engine has it."""
         self.request_id = request.request_id
         self.is_aboard = False
+        self.is_suspect = False
+        self.is_alone = False
         self.num_losses = 0
+        self.num_losses_alone = 0
         self._request = request
+        self._clock = clock
+        self._taken_time = clock()
         indices = request.sequence_indices or range(request.num_sequences)
         prefixes = request.output_prefixes or [[]] * request.num_sequences
         # The sequences still open, each with the tokens that a next engine would get as its prefix.
@@ -49,14 +57,26 @@ class EngineRequest:
 
     def message(self) -> Generate:
         """Write what the next engine is to be sent."""
-        if len(self._open) == self._request.num_sequences and not any(self._open.values()):
-            return self._request
+        seconds = self._request.deadline_seconds
+        if seconds is not None:
+            seconds -= self._clock() - self._taken_time
+        if not self.num_losses:
+            return msgspec.structs.replace(self._request, deadline_seconds=seconds)
         return msgspec.structs.replace(
             self._request,
             num_sequences=len(self._open),
             sequence_indices=list(self._open),
             output_prefixes=[token_ids.copy() for token_ids in self._open.values()],
+            deadline_seconds=seconds,
+            is_replay=True,
+            is_suspect=self.is_suspect,
         )
+
+    def note_loss(self) -> None:
+        """Remember that the engine which had it was lost."""
+        self.num_losses += 1
+        self.num_losses_alone += self.is_alone
+        self.is_aboard = self.is_alone = False
 
     def add(self, delta: Delta) -> None:
         """Take what the engine sent.

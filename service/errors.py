@@ -12,7 +12,9 @@ ServiceError
 │   ├── BodyTimeout            408
 │   └── MediaTypeUnsupported   415
 └── ServerError            the same request may succeed later
+    ├── RateLimited            429  over the key's own quota
     ├── Overloaded             503  with the seconds after which to try again
+    ├── DeadlineUnreachable    503  refused at once: it could not be answered in time
     ├── EngineUnavailable      503  starting, restarting or lost
     ├── OutOfMemory            503
     ├── DeadlineExceeded       504
@@ -127,6 +129,30 @@ class Overloaded(ServerError):
 
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__("overloaded", "The service is at capacity; try again later.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(ServerError):
+    """The caller's own quota is used up; nobody else's requests change that."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__("rate_limited", message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineUnreachable(ServerError):
+    """The queue is longer than the time the request has."""
+
+    status = 503
+    type = "timeout_error"
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(
+            "deadline_unreachable", "The request cannot be answered within its deadline."
+        )
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -2,21 +2,29 @@
 
 from typing import assert_never
 
-from inference.protocol import RefusalCode, Refused
+from inference.protocol import QuotaKind, RefusalCode, Refused
 from service.errors import (
     ContextLengthExceeded,
+    DeadlineUnreachable,
     EngineUnavailable,
     InternalError,
     OutOfMemory,
     Overloaded,
+    RateLimited,
     RequestInvalid,
     ServiceError,
 )
 
 RETRY_AFTER_SECONDS = 1.0
 
+_OVER_QUOTA: dict[QuotaKind | None, str] = {
+    "concurrent_requests": "This key's requests at a time are all running.",
+    "requests": "This key's requests a minute are used up.",
+    "tokens": "This key's tokens a minute are used up.",
+}
 
-def error_of_refusal(refused: Refused) -> ServiceError:  # noqa: PLR0911 - a table
+
+def error_of_refusal(refused: Refused) -> ServiceError:  # noqa: C901, PLR0911 - a table
     """Make the error for a refusal."""
     match refused.code:
         case RefusalCode.CONTEXT_LENGTH_EXCEEDED:
@@ -29,6 +37,11 @@ def error_of_refusal(refused: Refused) -> ServiceError:  # noqa: PLR0911 - a tab
             return RequestInvalid("grammar_too_complex", "The output schema is too complex.")
         case RefusalCode.OVERLOADED:
             return Overloaded(refused.retry_after_seconds or RETRY_AFTER_SECONDS)
+        case RefusalCode.RATE_LIMITED:
+            message = _OVER_QUOTA.get(refused.quota, "This key's quota is used up.")
+            return RateLimited(message, refused.retry_after_seconds or RETRY_AFTER_SECONDS)
+        case RefusalCode.DEADLINE_UNREACHABLE:
+            return DeadlineUnreachable(refused.retry_after_seconds or RETRY_AFTER_SECONDS)
         case RefusalCode.DRAINING:
             return EngineUnavailable("engine_restarting", "The engine is restarting.")
         case RefusalCode.OUT_OF_MEMORY:

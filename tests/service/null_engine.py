@@ -31,6 +31,7 @@ from inference.protocol import (
     Finish,
     FinishReason,
     Generate,
+    Isolated,
     Limits,
     ModelFacts,
     Outputs,
@@ -145,6 +146,9 @@ class Conversation:
         self.script = script
         self.num_before = num_before
         self.told: dict[str, Told] = {}
+        self.suspects: list[Generate] = []
+        self.held: list[Generate] = []
+        self.is_isolating = False
         self.refused: set[str] = set()
 
     def run(self, ready: Ready) -> None:
@@ -158,14 +162,40 @@ class Conversation:
             self.connection.close()
 
     def _listen(self) -> None:
+        self._isolate()
         while not self.told or self.connection.poll():
             message = decode_worker_message(self.connection.recv_bytes(MAX_FRAME_BYTES))
             match message:
                 case Generate():
-                    self._take(message)
+                    self._sort(message)
+                    self._isolate()
                 case Cancel():
                     self.told.pop(message.request_id, None)
+                    for held in (self.suspects, self.held):
+                        held[:] = [r for r in held if r.request_id != message.request_id]
+                    self._isolate()
                     self.connection.send_bytes(encode(Stats(num_running=len(self.told))))
+
+    def _sort(self, request: Generate) -> None:
+        if request.is_suspect:
+            self.suspects.append(request)
+        elif self.is_isolating:
+            self.held.append(request)
+        else:
+            self._take(request)
+
+    def _isolate(self) -> None:
+        """Go from one suspect, which runs alone, to the others and then to the next one."""
+        if self.told:
+            return
+        self.is_isolating = False
+        while self.held:
+            self._take(self.held.pop(0))
+        if self.suspects and not self.told:
+            suspect = self.suspects.pop(0)
+            self.connection.send_bytes(encode(Isolated(request_id=suspect.request_id)))
+            self.is_isolating = True
+            self._take(suspect)
 
     def _take(self, request: Generate) -> None:
         script = msgspec.json.decode(request.tenant, type=Script) if request.tenant else self.script
