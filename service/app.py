@@ -1,6 +1,6 @@
 """The Litestar application: routes, handlers of errors, lifespan. Wiring only."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -13,7 +13,8 @@ from service.attendance import ClientGone
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
 from service.error_reply import from_framework
-from service.errors import InternalError, ServiceError
+from service.errors import ImageRefused, InternalError, NotFound, ServiceError
+from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
 from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
@@ -28,7 +29,7 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
 
     engine, pool: entered and left by the caller, around the application's own life.
     """
-    chat = Chat(engine, pool)
+    chat = Chat(engine, MediaIntake(settings.media, pool, _NoFetcher(), _NoFiles()))
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
@@ -65,6 +66,18 @@ class _Application(Litestar):
         # They serve pydantic and attrs. Others bring pydantic into the environment, and loading it
         # would cost every worker 10 MB.
         return plugins
+
+
+class _NoFetcher:
+    async def fetch_all(self, urls: Sequence[tuple[str, str]]) -> list[bytes]:
+        for _, param in urls:
+            raise ImageRefused("image_url_unsupported", "Remote URLs are not fetched.", param=param)
+        return []
+
+
+class _NoFiles:
+    async def read(self, file_id: str, owner: str, param: str) -> bytes:
+        raise NotFound("file_not_found", "There is no file of this id.", param=param)
 
 
 def _refuse(request: AnyRequest, error: HTTPException) -> Response[bytes]:

@@ -18,7 +18,8 @@ from service.detokenizer import Vocabulary
 from service.errors import EngineUnavailable
 from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
-from service.media.pool import ImagePool
+from service.media.intake import MediaIntake
+from service.media.medium import Medium, images_of
 from service.media.resize import ResizeBounds
 from service.prompt import Prompt, PromptBuilder
 from service.request_log import RequestRecord
@@ -65,9 +66,9 @@ class Chat:
     engine: shown to health and metrics as well.
     """
 
-    def __init__(self, engine: ConnectedEngine, pool: ImagePool) -> None:
+    def __init__(self, engine: ConnectedEngine, intake: MediaIntake) -> None:
         self.engine = engine
-        self._pool = pool
+        self._intake = intake
         self._checkpoint: _Checkpoint | None = None
         self._loading = anyio.Lock()
         self._ids_in_flight: set[str] = set()
@@ -102,22 +103,24 @@ class Chat:
         return Exchange(self, conversation, record, default_max_tokens=default_max_tokens)
 
     async def prepare(self, conversation: Conversation, record: RequestRecord) -> "Prepared":
-        """Decode the pictures and build the prompt.
+        """Take in the media and build the prompt: all that happens before the engine.
 
         Raises:
-            ServiceError: a picture or the prompt cannot be used, or there is no engine yet.
+            ServiceError: a medium or the prompt cannot be used, or there is no engine yet.
         """
         checkpoint = await self._current_checkpoint()
-        images = conversation.images
+        parts = conversation.media
+        media = await self._intake.take_in(parts, checkpoint.bounds, record) if parts else []
         started_at = time.perf_counter()
-        decoded = await self._pool.decode_all(images, checkpoint.bounds) if images else []
-        decoded_at = time.perf_counter()
-        prompt = await checkpoint.prompts.build_async(conversation.messages, decoded)
+        prompt = await checkpoint.prompts.build_async(
+            conversation.messages, media, conversation.tools
+        )
+        record.stages.prompt = milliseconds(time.perf_counter() - started_at)
+        images = list(images_of(media))
         if images:
             record.facts["num_images"] = len(images)
-            record.stages.image_decode = milliseconds(decoded_at - started_at)
-        record.stages.prompt = milliseconds(time.perf_counter() - decoded_at)
-        return Prepared(prompt, [_vision(image) for image in decoded], checkpoint.vocabulary)
+        visions = [_vision(image) for image in images]
+        return Prepared(prompt, media, visions, checkpoint.vocabulary)
 
     def take_id(self, request_id: str) -> str:
         """Make the engine's id of a request: the client's own, unless that is in flight."""
@@ -147,9 +150,13 @@ class Chat:
 
 
 class Prepared(NamedTuple):
-    """A request as the engine will get it."""
+    """A request as the engine will get it.
+
+    media: what is to be looked at, a medium a part, in prompt order.
+    """
 
     prompt: Prompt
+    media: list[Medium]
     visions: list[Vision]
     vocabulary: Vocabulary
 
@@ -194,8 +201,8 @@ class Exchange:
         Raises:
             ServiceError: there is no answer, or no rest of it.
         """
-        prompt, visions, vocabulary = await self._chat.prepare(self._conversation, self._record)
-        self._prompt = prompt
+        prepared = await self._chat.prepare(self._conversation, self._record)
+        self._prompt = prompt = prepared.prompt
         sampling = self._sampling(prompt)
         request_id = self._chat.take_id(self._record.request_id)
         started_at = time.perf_counter()
@@ -204,10 +211,13 @@ class Exchange:
                 request_id=request_id,
                 prompt_token_ids=prompt.token_ids,
                 sampling=sampling,
-                visions=visions,
+                visions=prepared.visions,
                 num_sequences=self._conversation.num_answers,
+                tenant=self._record.caller.tenant,
             )
-            growing = answer(self._chat.engine, request, self._conversation.stop, vocabulary)
+            growing = answer(
+                self._chat.engine, request, self._conversation.stop, prepared.vocabulary
+            )
             async with aclosing(growing):
                 async for delta in growing:
                     if "first_token_ms" not in self._record.facts:
@@ -248,7 +258,7 @@ class Exchange:
             stages = self._record.stages
             stages.queue = milliseconds(admission.queue_seconds)
             stages.prefill = milliseconds(admission.prefill_seconds)
-            if self._conversation.images:
+            if self._conversation.media:
                 stages.vision = milliseconds(admission.vision_seconds)
 
     def _note_finish(self, index: int, finish: AnswerFinish) -> None:

@@ -13,6 +13,9 @@ class StageTimes(msgspec.Struct, kw_only=True, omit_defaults=True):
     The engine's stages are those of the first answer.
     """
 
+    image_fetch: Annotated[
+        float | None, Meta(description="Getting files from where URLs point.")
+    ] = None
     image_decode: Annotated[float | None, Meta(description="Decoding and resizing images.")] = None
     prompt: Annotated[float | None, Meta(description="Making the text tokens.")] = None
     queue: Annotated[float | None, Meta(description="Waiting in the engine.")] = None

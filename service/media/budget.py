@@ -5,8 +5,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from service.conversation import ImagePart
 from service.errors import RequestInvalid, TooLarge
+from service.media.encoded import EncodedFile
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Format: TypeAlias = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "tiff"]
@@ -92,7 +92,7 @@ def check_image_bytes(num_bytes: int, param: str, limits: MediaLimits) -> None:
         )
 
 
-def check_images(images: Sequence[ImagePart], limits: MediaLimits) -> None:
+def check_images(images: Sequence[EncodedFile], limits: MediaLimits) -> None:
     """Refuse a request's pictures by their number and size, the number first.
 
     Raises:

@@ -6,13 +6,12 @@ Knows which process is free and what a finding means for the client; not how pic
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
 import structlog
 
-from service.conversation import ImagePart
 from service.errors import ClientError, ImageRefused, InternalError, ServiceError, TooLarge
 from service.media.budget import MediaLimits, check_images, check_total_pixels
 from service.media.decoded_image import DecodedImage
@@ -29,10 +28,13 @@ from service.media.decoder_messages import (
     Refused,
 )
 from service.media.decoder_process import DecoderDied, DecoderProcess
+from service.media.encoded import EncodedFile
 from service.media.refusal import Refusal
 from service.media.resize import MAX_ASPECT_RATIO, ResizeBounds
 
 Found = TypeVar("Found")
+Wanted = TypeVar("Wanted")
+_Wanted: TypeAlias = tuple[EncodedFile, ResizeBounds]
 
 _log = structlog.get_logger()
 
@@ -75,7 +77,7 @@ class ImagePool:
         while self._idle:
             self._idle.pop().close()
 
-    async def decode(self, image: ImagePart, bounds: ResizeBounds) -> DecodedImage:
+    async def decode(self, image: EncodedFile, bounds: ResizeBounds) -> DecodedImage:
         """Decode one picture.
 
         Raises:
@@ -98,36 +100,38 @@ class ImagePool:
         )
 
     async def decode_all(
-        self, images: Sequence[ImagePart], bounds: ResizeBounds
+        self, images: Sequence[EncodedFile], bounds: Sequence[ResizeBounds]
     ) -> list[DecodedImage]:
         """Decode a request's pictures side by side, in their order; equal files only once.
 
-        Of several faults, the first picture's is the one told.
+        bounds: each picture's. Of several faults, the first picture's is the one told.
 
         Raises:
             RequestInvalid: too many pictures.
             ImageRefused, TooLarge, InternalError: as in decode, and over all pictures.
         """
         check_images(images, self._limits)
-        distinct, places = await _distinct(images)
+        distinct, places = await _distinct(list(zip(images, bounds, strict=True)))
         await self._check_total_pixels(distinct, places)
-        decoded = await _side_by_side(distinct, lambda image: self.decode(image, bounds))
+        decoded = await _side_by_side(distinct, lambda wanted: self.decode(*wanted))
         return [decoded[place] for place in places]
 
-    async def _check_total_pixels(self, distinct: Sequence[ImagePart], places: list[int]) -> None:
+    async def _check_total_pixels(self, distinct: Sequence[_Wanted], places: list[int]) -> None:
         # Only a request of many pictures can go over; it pays for a look at every header first.
         if len(places) * self._limits.max_image_pixels <= self._limits.max_total_pixels:
             return
-        num_pixels = await _side_by_side(distinct, self._measure)
+        num_pixels = await _side_by_side(distinct, lambda wanted: self._measure(wanted[0]))
         check_total_pixels([num_pixels[place] for place in places], self._limits)
 
-    async def _measure(self, image: ImagePart) -> int:
+    async def _measure(self, image: EncodedFile) -> int:
         reply, _ = await self._judge(Measure(num_bytes=len(image.encoded)), image)
         if not isinstance(reply, Measured):
             raise InternalError
         return reply.num_pixels
 
-    async def _judge(self, request: DecoderRequest, image: ImagePart) -> tuple[DecoderReply, bytes]:
+    async def _judge(
+        self, request: DecoderRequest, image: EncodedFile
+    ) -> tuple[DecoderReply, bytes]:
         """Ask about a picture and turn a finding into the client's error."""
         try:
             reply, pixels = await self._try_twice(request, image.encoded)
@@ -202,7 +206,7 @@ class ImagePool:
 
 
 async def _side_by_side(
-    images: Sequence[ImagePart], work: Callable[[ImagePart], Awaitable[Found]]
+    wanted: Sequence[Wanted], work: Callable[[Wanted], Awaitable[Found]]
 ) -> list[Found]:
     """Await work on every picture at once; raise the first picture's error when all have ended.
 
@@ -210,17 +214,17 @@ async def _side_by_side(
     """
     outcomes: dict[int, Found | ServiceError] = {}
 
-    async def run(index: int, image: ImagePart) -> None:
+    async def run(index: int, each: Wanted) -> None:
         try:
-            outcomes[index] = await work(image)
+            outcomes[index] = await work(each)
         except ServiceError as error:
             outcomes[index] = error
 
     async with anyio.create_task_group() as group:
-        for index, image in enumerate(images):
-            group.start_soon(run, index, image)
+        for index, each in enumerate(wanted):
+            group.start_soon(run, index, each)
     found: list[Found] = []
-    for index in range(len(images)):
+    for index in range(len(wanted)):
         outcome = outcomes[index]
         if isinstance(outcome, ServiceError):
             raise outcome
@@ -228,25 +232,25 @@ async def _side_by_side(
     return found
 
 
-async def _distinct(images: Sequence[ImagePart]) -> tuple[list[ImagePart], list[int]]:
-    """Find the different files among a request's, and each picture's place among them."""
-    if len(images) < 2:
-        return list(images), list(range(len(images)))
+async def _distinct(wanted: Sequence[_Wanted]) -> tuple[list[_Wanted], list[int]]:
+    """Find the different orders among a request's, and each picture's place among them."""
+    if len(wanted) < 2:
+        return list(wanted), list(range(len(wanted)))
     # In a thread, because hashing 64 MiB would hold up the event loop.
-    return await anyio.to_thread.run_sync(_group_equal, images)
+    return await anyio.to_thread.run_sync(_group_equal, wanted)
 
 
-def _group_equal(images: Sequence[ImagePart]) -> tuple[list[ImagePart], list[int]]:
-    num_of_length = Counter(len(image.encoded) for image in images)
-    place_of: dict[tuple[int, bytes], int] = {}
-    distinct: list[ImagePart] = []
+def _group_equal(wanted: Sequence[_Wanted]) -> tuple[list[_Wanted], list[int]]:
+    num_of_length = Counter(len(image.encoded) for image, _ in wanted)
+    place_of: dict[tuple[int, bytes, ResizeBounds], int] = {}
+    distinct: list[_Wanted] = []
     places: list[int] = []
-    for image in images:
+    for image, bounds in wanted:
         length = len(image.encoded)
         unsure = num_of_length[length] > 1
-        key = (length, hashlib.blake2b(image.encoded).digest() if unsure else b"")
+        key = (length, hashlib.blake2b(image.encoded).digest() if unsure else b"", bounds)
         place = place_of.setdefault(key, len(distinct))
         if place == len(distinct):
-            distinct.append(image)
+            distinct.append((image, bounds))
         places.append(place)
     return distinct, places

@@ -110,9 +110,7 @@ class NativeRoutes:
 
     async def _begin(self, request: AnyRequest, record: RequestRecord) -> Exchange:
         settings = self._settings
-        question = await read_question(
-            request.scope, request.receive, settings.max_body_bytes, settings.media
-        )
+        question = await read_question(request.scope, request.receive, settings.max_body_bytes)
         return self._chat.begin(
             question.conversation, record, default_max_tokens=question.default_max_tokens
         )

@@ -1,18 +1,26 @@
 """From a body of the native dialect, JSON or form, to the canonical request."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import anyio.to_thread
 import msgspec
 from litestar.types import Receive, Scope
 
 from inference.protocol import SamplingParams
 from service.body import MediaType, media_type, read_body
-from service.conversation import Conversation, ImagePart, Message, Part, TextPart
+from service.conversation import (
+    ALL_KINDS,
+    Bytes,
+    Conversation,
+    Inline,
+    MediaPart,
+    Message,
+    Part,
+    Source,
+    TextPart,
+)
 from service.errors import FieldInvalid, ImageRefused, MediaTypeUnsupported, RequestInvalid
 from service.form import Form, MultipartReader, read_urlencoded
-from service.media.budget import MediaBudget, MediaLimits
-from service.media.inline import decode_inline
+from service.media.source import source_of_text, source_of_url
 from service.routes.native_schema import (
     DEFAULT_MAX_NEW_TOKENS,
     IMAGE_ONLY_PROMPT,
@@ -21,11 +29,12 @@ from service.routes.native_schema import (
 )
 from service.validation import convert_form, decode_json
 
-# A megabyte of base64 takes a millisecond to decode; more does not belong on the event loop.
-_MAX_CHARACTERS_ON_LOOP = 1_000_000
-_FILE_FIELD = "image"
-_LIST_FIELDS = ("images", "stop")
+# Form fields that take files: pictures only, or documents and videos as well.
+_FILE_FIELDS = ("image", "file")
+_LIST_FIELDS = ("images", "files", "stop")
 _UTF_8 = (None, "utf-8", "utf8")
+
+Uploads: TypeAlias = dict[str, list[bytes]]
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -38,26 +47,24 @@ class Question(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """A decoded body: its fields, and the pictures that came as files."""
+    """A decoded body: its fields, and what came as files, by the form field that brought them."""
 
     request: ChatRequest
-    files: list[bytes]
+    uploads: Uploads
 
 
-async def read_question(
-    scope: Scope, receive: Receive, max_body_bytes: int, media_limits: MediaLimits
-) -> Question:
+async def read_question(scope: Scope, receive: Receive, max_body_bytes: int) -> Question:
     """Read a request's body and make it canonical.
 
     Raises:
         ClientError: with the field at fault.
         ClientGone: the connection closed before the body was complete.
     """
-    request, files = await _read_input(scope, receive, max_body_bytes)
-    pictures = await _pictures(request, files, media_limits)
-    _check_parts(request, has_pictures=bool(pictures))
+    request, uploads = await _read_input(scope, receive, max_body_bytes)
+    media = _media(request, uploads)
+    _check_parts(request, has_media=bool(media))
     return Question(
-        conversation=_conversation(request, pictures),
+        conversation=_conversation(request, media),
         default_max_tokens=request.max_new_tokens is None,
     )
 
@@ -73,7 +80,7 @@ async def _read_input(scope: Scope, receive: Receive, max_bytes: int) -> _Input:
     await read_body(scope, receive, max_bytes, chunks.append)
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if body_type.name == "application/json":
-        return _Input(decode_json(body, _decoder), [])
+        return _Input(decode_json(body, _decoder), {})
     return _from_form(read_urlencoded(body))
 
 
@@ -94,13 +101,14 @@ def _from_form(form: Form) -> _Input:
 
     A page cannot know what its user will fill in, so an absent input_type is taken from what came.
     """
-    if _FILE_FIELD in form.fields:
-        raise RequestInvalid(
-            "multipart_invalid", "An image must be sent as a file, with a name.", param=_FILE_FIELD
-        )
-    files = form.files.pop(_FILE_FIELD, [])
+    for name in _FILE_FIELDS:
+        if name in form.fields:
+            raise RequestInvalid(
+                "multipart_invalid", "A file must be sent as a file, with a name.", param=name
+            )
     for name in form.files:
-        raise _unknown_file_field(name)
+        if name not in _FILE_FIELDS:
+            raise _unknown_file_field(name)
     fields: dict[str, Any] = {}
     for name in form.fields:
         if name in _LIST_FIELDS:
@@ -108,36 +116,35 @@ def _from_form(form: Form) -> _Input:
         elif (value := form.value(name)) is not None:
             fields[name] = value
     if "input_type" not in fields:
-        fields["input_type"] = _derive_input_type(fields, has_files=bool(files))
-    return _Input(convert_form(fields, ChatRequest), files)
+        fields["input_type"] = _derive_input_type(fields, has_files=bool(form.files))
+    return _Input(convert_form(fields, ChatRequest), form.files)
 
 
 def _unknown_file_field(name: str) -> FieldInvalid:
     known = name in ChatRequest.__struct_fields__
     return FieldInvalid(
         "type_invalid" if known else "field_unknown",
-        "Files are taken in the field `image` only.",
+        "Files are taken in the fields `image` and `file` only.",
         param=name if known else None,
     )
 
 
 def _derive_input_type(fields: dict[str, Any], *, has_files: bool) -> InputType:
     if not has_files and not any(
-        fields.get(name) for name in ("image_url", "image_base64", "images")
+        fields.get(name) for name in ("image_url", "image_base64", "images", "files")
     ):
         return "text_only"
     return "text_image" if "text" in fields else "image_only"
 
 
-async def _pictures(
-    request: ChatRequest, files: list[bytes], limits: MediaLimits
-) -> list[ImagePart]:
-    """Collect the pictures from the one field that brings them."""
-    brought_by = {
-        _FILE_FIELD: files,
+def _media(request: ChatRequest, uploads: Uploads) -> list[MediaPart]:
+    """Collect what there is to look at from the one field that brings it."""
+    brought_by: dict[str, object] = {
+        **uploads,
         "image_url": request.image_url,
         "image_base64": request.image_base64,
         "images": request.images,
+        "files": request.files,
     }
     fields = [name for name, value in brought_by.items() if value not in (None, [])]
     if len(fields) > 1:
@@ -146,62 +153,42 @@ async def _pictures(
             f"Send images in one field only, not in {' and '.join(fields)}.",
             param=fields[1],
         )
-    if files:
-        return [ImagePart(content, _FILE_FIELD) for content in files]
-    if request.image_url is not None:
-        return await _decode_texts([(_data_url(request.image_url), "image_url")], limits)
-    if request.image_base64 is not None:
-        return await _decode_texts([(request.image_base64, "image_base64")], limits)
-    return await _decode_texts(
-        [(text, f"images[{place}]") for place, text in enumerate(request.images or [])], limits
+    field = fields[0] if fields else ""
+    return [_part(request, source, param) for source, param in _sources(request, uploads, field)]
+
+
+def _sources(request: ChatRequest, uploads: Uploads, field: str) -> list[tuple[Source, str]]:
+    match field:
+        case "image_url":
+            return [(source_of_url(request.image_url or "", field), field)]
+        case "image_base64":
+            return [(Inline(request.image_base64 or ""), field)]
+        case "images" | "files":
+            texts: list[str] = getattr(request, field)
+            return [(source_of_text(text), f"{field}[{at}]") for at, text in enumerate(texts)]
+        case _:
+            return [(Bytes(content), field) for content in uploads.get(field, [])]
+
+
+def _part(request: ChatRequest, source: Source, param: str) -> MediaPart:
+    takes_any = param.startswith("file")
+    return MediaPart(
+        source=source,
+        param=param,
+        kinds=ALL_KINDS if takes_any else ("image",),
+        min_pixels=request.min_pixels,
+        max_pixels=request.max_pixels,
+        pages=request.pages if takes_any else None,
     )
 
 
-async def _decode_texts(texts: list[tuple[str, str]], limits: MediaLimits) -> list[ImagePart]:
-    budget = MediaBudget(limits)
-    for _, param in texts:
-        budget.take_image(param)
-
-    def decode() -> list[ImagePart]:
-        pictures: list[ImagePart] = []
-        for text, param in texts:
-            encoded = decode_inline(text, param, limits)
-            budget.take_bytes(len(encoded), param)
-            pictures.append(ImagePart(encoded, param))
-        return pictures
-
-    if sum(len(text) for text, _ in texts) <= _MAX_CHARACTERS_ON_LOOP:
-        return decode()
-    return await anyio.to_thread.run_sync(decode)
-
-
-def _data_url(url: str) -> str:
-    """Pass a data URL on; every other scheme is refused by name."""
-    scheme, colon, _ = url.partition(":")
-    match scheme.lower() if colon else "":
-        case "data":
-            return url
-        case "http" | "https":
-            raise ImageRefused(
-                "image_url_unsupported",
-                "Remote URLs are not fetched; send the image itself, in image_base64.",
-                param="image_url",
-            )
-        case "":
-            raise ImageRefused(
-                "image_url_invalid", "This is no URL; send a data: URL.", param="image_url"
-            )
-        case _:
-            raise ImageRefused("image_url_scheme", "Only data: URLs are taken.", param="image_url")
-
-
-def _check_parts(request: ChatRequest, *, has_pictures: bool) -> None:
+def _check_parts(request: ChatRequest, *, has_media: bool) -> None:
     if request.input_type == "text_only":
-        if has_pictures:
+        if has_media:
             raise RequestInvalid(
                 "field_conflict", "A text_only request takes no image.", param="input_type"
             )
-    elif not has_pictures:
+    elif not has_media:
         raise ImageRefused(
             "image_missing",
             f"A request of type {request.input_type} needs an image.",
@@ -213,8 +200,8 @@ def _check_parts(request: ChatRequest, *, has_pictures: bool) -> None:
         )
 
 
-def _conversation(request: ChatRequest, pictures: list[ImagePart]) -> Conversation:
-    question: tuple[Part, ...] = (*pictures, TextPart(request.text or IMAGE_ONLY_PROMPT))
+def _conversation(request: ChatRequest, media: list[MediaPart]) -> Conversation:
+    question: tuple[Part, ...] = (*media, TextPart(request.text or IMAGE_ONLY_PROMPT))
     system = (Message("system", (TextPart(request.system),)),) if request.system else ()
     stop = request.stop or ()
     return Conversation(

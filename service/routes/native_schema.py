@@ -21,7 +21,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         InputType,
         Meta(
             description="What the request holds. Text needs `text`; an image needs one of "
-            "`image_base64`, `image_url` and `images`, or a file in a form."
+            "`image_base64`, `image_url`, `images` and `files`, or a file in a form."
         ),
     ] = "text_image"
     text: Annotated[
@@ -33,14 +33,34 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(description="Instructions that come before the question."),
     ] = None
     image_url: Annotated[
-        str | None, Meta(description="A `data:` URL. Remote URLs are not fetched.")
+        str | None,
+        Meta(description="A `data:`, http or https URL, or the id of an uploaded file."),
     ] = None
     image_base64: Annotated[
         str | None, Meta(description="The image file in base64; a `data:` prefix is allowed.")
     ] = None
     images: Annotated[
         list[str] | None,
-        Meta(description="Several images, in order: base64 or `data:` URLs."),
+        Meta(description="Several images, in order: base64, URLs or file ids."),
+    ] = None
+    files: Annotated[
+        list[str] | None,
+        Meta(description="Documents, videos or images, in order: base64, URLs or file ids."),
+    ] = None
+    pages: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=256)] | None,
+        Meta(
+            description="Pages of every document in `files`, counted from 1; absent: all.",
+            examples=["1-3,7"],
+        ),
+    ] = None
+    min_pixels: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Least area of an image for the model, within the server's bounds."),
+    ] = None
+    max_pixels: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Largest area of an image for the model, within the server's bounds."),
     ] = None
     max_new_tokens: Annotated[
         Annotated[int, Meta(ge=10, le=2048)] | None,

@@ -27,7 +27,7 @@ from servers import ROOT, clean_environ
 from inference.config import EngineConfig
 from inference.protocol import Delta, Generate, SamplingParams, Vision
 from service.config import Settings
-from service.conversation import ImagePart, Message, TextPart
+from service.conversation import Bytes, MediaPart, Message, TextPart
 from service.media.budget import MediaLimits
 from service.media.decode import DecodedImage, SourceBounds, decode
 from service.media.resize import ResizeBounds
@@ -89,7 +89,10 @@ class Questions:
 
     def _generate(self, ask: Ask, request_id: str) -> Generate:
         decoded = [decode(data, self._source, self._bounds) for _, data in ask.images]
-        parts = (*(ImagePart(data, "images") for _, data in ask.images), TextPart(ask.text))
+        parts = (
+            *(MediaPart(source=Bytes(data), param="images") for _, data in ask.images),
+            TextPart(ask.text),
+        )
         prompt = self._prompts.build([Message("user", parts)], decoded)
         sampling = SamplingParams(
             max_tokens=ask.max_tokens,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from inference.protocol import ModelFacts
-from service.conversation import ImagePart, Message, Part, TextPart
+from service.conversation import Bytes, MediaPart, Message, Part, TextPart
 from service.errors import ContextLengthExceeded, RequestInvalid
 from service.prompt import MAX_CHARACTERS_ON_LOOP, Prompt, PromptBuilder
 
@@ -178,7 +178,7 @@ def builder(facts: ModelFacts) -> PromptBuilder:
     return PromptBuilder(facts)
 
 
-IMAGE = ImagePart(b"", "image")
+IMAGE = MediaPart(source=Bytes(b""), param="image")
 sizes = st.builds(Size, st.sampled_from([128, 160, 256]), st.sampled_from([32, 128, 192]))
 
 
@@ -198,10 +198,10 @@ def conversations(text: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[Messa
 
 
 def num_images(messages: Sequence[Message]) -> int:
-    return sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
+    return sum(isinstance(part, MediaPart) for message in messages for part in message.parts)
 
 
-def user_says(*parts: str | ImagePart) -> list[Message]:
+def user_says(*parts: str | MediaPart) -> list[Message]:
     return [Message("user", tuple(TextPart(p) if isinstance(p, str) else p for p in parts))]
 
 
@@ -242,7 +242,7 @@ def test_what_clients_write_never_becomes_a_special_token(
     silent = [
         msgspec.structs.replace(
             message,
-            parts=tuple(p if isinstance(p, ImagePart) else TextPart("x") for p in message.parts),
+            parts=tuple(p if isinstance(p, MediaPart) else TextPart("x") for p in message.parts),
         )
         for message in messages
     ]

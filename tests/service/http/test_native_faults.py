@@ -75,29 +75,29 @@ BAD_JSON = [
         body(images=[PNG], image_base64=PNG), 400, "field_conflict", "images", id="two-with-list"
     ),
     pytest.param(
-        body(image_url="https://canary-7f3a.org/a.png"), 400, "image_url_unsupported", "image_url",
-        id="remote",
+        body(input_type="text_image", image_url="https://canary-7f3a.org/a.png"), 400,
+        "image_url_unsupported", "image_url", id="remote",
     ),
     pytest.param(
         body(image_url="file:///etc/passwd"), 400, "image_url_scheme", "image_url", id="file"
     ),
-    pytest.param(body(image_url=" http://x"), 400, "image_url_scheme", "image_url", id="space"),
+    pytest.param(body(image_url=" http://x"), 400, "image_url_invalid", "image_url", id="space"),
     pytest.param(body(image_url=CANARY), 400, "image_url_invalid", "image_url", id="no-url"),
     pytest.param(
-        body(image_url="data:text/html;base64,AAAA"), 400, "image_url_invalid", "image_url",
+        body(input_type="image_only", image_url="data:text/html;base64,AAAA"), 400, "image_url_invalid", "image_url",
         id="html",
     ),
     pytest.param(
-        body(image_base64="!!!!"), 400, "image_base64_invalid", "image_base64", id="base64"
+        body(input_type="image_only", image_base64="!!!!"), 400, "image_base64_invalid", "image_base64", id="base64"
     ),
     pytest.param(
-        body(images=["AAAA"] * 4), 400, "too_many_images", "images[3]", id="too-many-images"
+        body(input_type="image_only", images=["AAAA"] * 4), 400, "too_many_images", "images[3]", id="too-many-images"
     ),
     pytest.param(
-        body(image_base64="A" * 200_000), 413, "image_too_large", "image_base64", id="large-image"
+        body(input_type="image_only", image_base64="A" * 200_000), 413, "image_too_large", "image_base64", id="large-image"
     ),
     pytest.param(
-        body(images=["A" * 110_000] * 2), 413, "media_budget_exceeded", "images[1]",
+        body(input_type="image_only", images=["A" * 110_000] * 2), 413, "media_budget_exceeded", "images[1]",
         id="large-images",
     ),
     pytest.param(

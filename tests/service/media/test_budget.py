@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from service.conversation import ImagePart
+from service.media.encoded import EncodedFile
 from service.errors import RequestInvalid, ServiceError, TooLarge
 from service.media.budget import (
     MediaBudget,
@@ -13,8 +13,8 @@ from service.media.budget import (
 LIMITS = MediaLimits(max_images=3, max_image_bytes=10, max_total_bytes=20, max_total_pixels=100)
 
 
-def pictures(*sizes: int) -> list[ImagePart]:
-    return [ImagePart(bytes(size), f"images[{i}]") for i, size in enumerate(sizes)]
+def pictures(*sizes: int) -> list[EncodedFile]:
+    return [EncodedFile(bytes(size), f"images[{i}]") for i, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize(

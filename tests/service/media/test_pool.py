@@ -11,7 +11,7 @@ import anyio
 import pytest
 from PIL import Image
 
-from service.conversation import ImagePart
+from service.media.encoded import EncodedFile
 from service.errors import ClientError, ImageRefused, InternalError, RequestInvalid, TooLarge
 from service.media.budget import MediaLimits
 from service.media.pool import ImagePool
@@ -41,6 +41,10 @@ decoder_main.main()
 """
 
 BOUNDS = ResizeBounds(factor=32, min_pixels=1024, max_pixels=65_536)
+
+
+def in_bounds(images: list[EncodedFile]) -> tuple[list[EncodedFile], list[ResizeBounds]]:
+    return images, [BOUNDS] * len(images)
 
 
 @pytest.fixture
@@ -73,8 +77,8 @@ def fragile_pool(pool, monkeypatch, tmp_path) -> ImagePool:
 
 @pytest.fixture
 def picture(encode):
-    def make(level: int, param: str = "image", **options: object) -> ImagePart:
-        return ImagePart(encode(Image.new("RGB", (64, 64), (level, 0, 0)), **options), param)
+    def make(level: int, param: str = "image", **options: object) -> EncodedFile:
+        return EncodedFile(encode(Image.new("RGB", (64, 64), (level, 0, 0)), **options), param)
 
     return make
 
@@ -109,19 +113,19 @@ def until_stopped(process: int) -> None:
 
 
 async def test_pictures_come_back_in_order(pool, picture):
-    decoded = await pool.decode_all([picture(level) for level in (10, 20, 30, 40)], BOUNDS)
+    decoded = await pool.decode_all(*in_bounds([picture(level) for level in (10, 20, 30, 40)]))
 
     assert [image.pixels[0] for image in decoded] == [10, 20, 30, 40]
 
 
 async def test_no_pictures_are_no_work(pool):
-    assert await pool.decode_all([], BOUNDS) == []
+    assert await pool.decode_all(*in_bounds([])) == []
 
 
 async def test_equal_files_are_decoded_once_and_told_apart_by_field(pool, picture):
     one, other = picture(10, "images[0]"), picture(20, "images[1]")
     again = picture(10, "images[2]")
-    decoded = await pool.decode_all([one, other, again], BOUNDS)
+    decoded = await pool.decode_all(*in_bounds([one, other, again]))
 
     assert decoded[0] is decoded[2]
     assert decoded[1].pixels[0] == 20
@@ -145,7 +149,7 @@ async def test_equal_files_are_decoded_once_and_told_apart_by_field(pool, pictur
 )
 async def test_findings_become_errors_that_name_the_field(encoded, error, code, pool):
     with pytest.raises(ClientError) as caught:
-        await pool.decode(ImagePart(encoded, "images[3]"), BOUNDS)
+        await pool.decode(EncodedFile(encoded, "images[3]"), BOUNDS)
 
     assert (error, code, "images[3]") == (type(caught.value), caught.value.code, caught.value.param)
     assert "0x" not in caught.value.message
@@ -153,30 +157,30 @@ async def test_findings_become_errors_that_name_the_field(encoded, error, code, 
 
 async def test_an_unsupported_format_is_told_what_is_supported(pool):
     with pytest.raises(ImageRefused) as caught:
-        await pool.decode(ImagePart(b"%PDF-1.7", "image"), BOUNDS)
+        await pool.decode(EncodedFile(b"%PDF-1.7", "image"), BOUNDS)
 
     assert "JPEG, PNG, WEBP, GIF, BMP" in caught.value.message
 
 
 async def test_the_first_of_several_faults_is_told(pool, picture):
-    images = [picture(1), ImagePart(b"GIF89a", "images[1]"), ImagePart(b"", "images[2]")]
+    images = [picture(1), EncodedFile(b"GIF89a", "images[1]"), EncodedFile(b"", "images[2]")]
 
     with pytest.raises(ImageRefused) as caught:
-        await pool.decode_all(images, BOUNDS)
+        await pool.decode_all(*in_bounds(images))
     assert caught.value.param == "images[1]"
 
 
 async def test_too_many_pictures_are_refused_before_any_is_decoded(pool):
     with pytest.raises(RequestInvalid):
-        await pool.decode_all([ImagePart(b"", "image")] * 7, BOUNDS)
+        await pool.decode_all(*in_bounds([EncodedFile(b"", "image")] * 7))
 
 
 async def test_pixels_of_all_pictures_are_bounded(make_pool, picture):
     pool = make_pool(1, MediaLimits(max_total_pixels=2 * 64 * 64))
-    await pool.decode_all([picture(1), picture(2)], BOUNDS)
+    await pool.decode_all(*in_bounds([picture(1), picture(2)]))
 
     with pytest.raises(TooLarge) as caught:
-        await pool.decode_all([picture(1), picture(2), picture(1)], BOUNDS)
+        await pool.decode_all(*in_bounds([picture(1), picture(2), picture(1)]))
     assert caught.value.code == "media_budget_exceeded"
 
 
@@ -191,9 +195,9 @@ async def stop_all(pool: ImagePool) -> set[int]:
 
 
 async def test_a_picture_that_kills_its_process_is_refused_alone(fragile_pool, picture):
-    images = [picture(10), ImagePart(b"kill", "images[1]"), picture(20)]
+    images = [picture(10), EncodedFile(b"kill", "images[1]"), picture(20)]
     with pytest.raises(ImageRefused) as caught:
-        await fragile_pool.decode_all(images, BOUNDS)
+        await fragile_pool.decode_all(*in_bounds(images))
 
     assert (caught.value.code, caught.value.param) == ("image_invalid", "images[1]")
     assert (await fragile_pool.decode(picture(30), BOUNDS)).pixels[0] == 30
@@ -209,14 +213,14 @@ async def test_good_pictures_beside_a_killer_are_decoded(fragile_pool, picture):
         for level in (10, 20, 30):
             group.start_soon(decode, level)
         with pytest.raises(ImageRefused):
-            await fragile_pool.decode(ImagePart(b"kill", "image"), BOUNDS)
+            await fragile_pool.decode(EncodedFile(b"kill", "image"), BOUNDS)
 
     assert sorted(levels) == [10, 20, 30]
 
 
 async def test_a_decoder_that_answers_nonsense_is_replaced(fragile_pool, picture):
     with pytest.raises(ImageRefused) as caught:
-        await fragile_pool.decode(ImagePart(b"lie", "image"), BOUNDS)
+        await fragile_pool.decode(EncodedFile(b"lie", "image"), BOUNDS)
 
     assert caught.value.code == "image_invalid"
     assert (await fragile_pool.decode(picture(30), BOUNDS)).pixels[0] == 30
@@ -224,7 +228,7 @@ async def test_a_decoder_that_answers_nonsense_is_replaced(fragile_pool, picture
 
 async def test_a_fault_of_ours_is_not_the_pictures(fragile_pool, picture):
     with pytest.raises(InternalError):
-        await fragile_pool.decode(ImagePart(b"fault", "image"), BOUNDS)
+        await fragile_pool.decode(EncodedFile(b"fault", "image"), BOUNDS)
 
     assert (await fragile_pool.decode(picture(30), BOUNDS)).pixels[0] == 30
 
@@ -233,7 +237,7 @@ async def test_a_fault_of_ours_is_not_the_pictures(fragile_pool, picture):
 async def test_a_decoder_that_never_ends_is_ended(make_pool):
     pool = make_pool(1, MediaLimits(max_decode_cpu_seconds=1))
     with anyio.fail_after(60), pytest.raises(ImageRefused) as caught:
-        await pool.decode(ImagePart(b"spin", "image"), BOUNDS)
+        await pool.decode(EncodedFile(b"spin", "image"), BOUNDS)
 
     assert caught.value.code == "image_invalid"
 
@@ -283,12 +287,12 @@ async def test_callers_cancelled_while_processes_start_leave_none_behind(pool, p
 async def test_a_cancelled_caller_frees_its_processes(pool, picture):
     processes = await stop_all(pool)
     with anyio.move_on_after(0.1) as scope:
-        await pool.decode_all([picture(10), picture(20)], BOUNDS)
+        await pool.decode_all(*in_bounds([picture(10), picture(20)]))
 
     assert scope.cancelled_caught
     await until_gone(processes)
     with anyio.fail_after(30):
-        assert len(await pool.decode_all([picture(10), picture(20)], BOUNDS)) == 2
+        assert len(await pool.decode_all(*in_bounds([picture(10), picture(20)]))) == 2
 
 
 async def test_no_more_processes_run_than_allowed(pool, picture):

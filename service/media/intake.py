@@ -1,0 +1,176 @@
+"""From what a request points at to what the model sees: counted, gathered, recognised, decoded.
+
+The one road for every dialect. Knows the order of the steps and their limits; not how bytes are
+fetched, kept or decoded.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, assert_never
+
+import anyio.to_thread
+
+from service.conversation import Bytes, Inline, MediaPart, Remote, Stored
+from service.errors import RequestInvalid
+from service.media.budget import MediaBudget, MediaLimits
+from service.media.encoded import EncodedFile
+from service.media.inline import decode_inline
+from service.media.medium import Medium
+from service.media.pool import ImagePool
+from service.media.resize import ResizeBounds
+from service.request_log import RequestRecord
+from service.stages import milliseconds
+
+# A megabyte of base64 takes a millisecond to decode; more does not belong on the event loop.
+_MAX_CHARACTERS_ON_LOOP = 1_000_000
+# What `low` detail means: 512 x 512 pixels, 256 tokens of the published checkpoints.
+LOW_DETAIL_PIXELS = 512 * 512
+
+
+class Fetcher(Protocol):
+    """Gets files from elsewhere."""
+
+    async def fetch_all(self, urls: Sequence[tuple[str, str]]) -> list[bytes]:
+        """Fetch a request's (url, param) pairs side by side, in their order."""
+        ...
+
+
+class FileReader(Protocol):
+    """Gives back what was uploaded before."""
+
+    async def read(self, file_id: str, owner: str, param: str) -> bytes:
+        """Read a file of this owner's."""
+        ...
+
+
+class _Wanted(NamedTuple):
+    """One part, and the sizes it may have for the model."""
+
+    part: MediaPart
+    bounds: ResizeBounds
+
+
+class MediaIntake:
+    """Takes in a request's media; one per worker."""
+
+    def __init__(
+        self, limits: MediaLimits, pool: ImagePool, fetcher: Fetcher, files: FileReader
+    ) -> None:
+        self._limits = limits
+        self._pool = pool
+        self._fetcher = fetcher
+        self._files = files
+
+    async def take_in(
+        self, parts: Sequence[MediaPart], bounds: ResizeBounds, record: RequestRecord
+    ) -> list[Medium]:
+        """Give what every part shows, in order.
+
+        bounds: the loaded checkpoint's. record: tells whose files may be read, and gets the times.
+
+        Raises:
+            ServiceError: the first part that cannot be used, by name; nothing is fetched or decoded
+                before all that can be told from the request itself is.
+        """
+        budget = MediaBudget(self._limits)
+        for part in parts:
+            budget.take_image(part.param)
+        wanted = [_Wanted(part, _own_bounds(part, bounds)) for part in parts]
+        started_at = time.perf_counter()
+        files = await self._gather(parts, budget, record)
+        gathered_at = time.perf_counter()
+        media = await self._decode(wanted, files)
+        if any(isinstance(part.source, Remote) for part in parts):
+            record.stages.image_fetch = milliseconds(gathered_at - started_at)
+        record.stages.image_decode = milliseconds(time.perf_counter() - gathered_at)
+        return media
+
+    async def _gather(
+        self, parts: Sequence[MediaPart], budget: MediaBudget, record: RequestRecord
+    ) -> list[EncodedFile]:
+        """Get every part's bytes; what is in the request first, then what must be fetched."""
+        contents: dict[int, bytes] = {}
+        inline = {
+            place: part for place, part in enumerate(parts) if isinstance(part.source, Inline)
+        }
+        contents |= await self._decode_inline(inline, budget)
+        remote: list[int] = []
+        for place, part in enumerate(parts):
+            match part.source:
+                case Bytes(content):
+                    contents[place] = content
+                case Stored(file_id):
+                    contents[place] = await self._files.read(
+                        file_id, record.caller.tenant, part.param
+                    )
+                case Remote():
+                    remote.append(place)
+                    continue
+                case Inline():
+                    continue
+                case _:
+                    assert_never(part.source)
+            budget.take_bytes(len(contents[place]), part.param)
+        fetched = await self._fetcher.fetch_all(
+            [(_url(parts[place]), parts[place].param) for place in remote]
+        )
+        for place, content in zip(remote, fetched, strict=True):
+            budget.take_bytes(len(content), parts[place].param)
+            contents[place] = content
+        return [EncodedFile(contents[place], part.param) for place, part in enumerate(parts)]
+
+    async def _decode_inline(
+        self, parts: dict[int, MediaPart], budget: MediaBudget
+    ) -> dict[int, bytes]:
+        def decode() -> dict[int, bytes]:
+            contents: dict[int, bytes] = {}
+            for place, part in parts.items():
+                contents[place] = decode_inline(_text(part), part.param, self._limits, part.kinds)
+                budget.take_bytes(len(contents[place]), part.param)
+            return contents
+
+        if sum(len(_text(part)) for part in parts.values()) <= _MAX_CHARACTERS_ON_LOOP:
+            return decode()
+        return await anyio.to_thread.run_sync(decode)
+
+    async def _decode(
+        self, wanted: Sequence[_Wanted], files: Sequence[EncodedFile]
+    ) -> list[Medium]:
+        decoded = await self._pool.decode_all(files, [each.bounds for each in wanted])
+        return list(decoded)
+
+
+def _own_bounds(part: MediaPart, bounds: ResizeBounds) -> ResizeBounds:
+    """Narrow the checkpoint's bounds to a part's own.
+
+    Raises:
+        RequestInvalid: they lie outside, or contradict each other.
+    """
+    for name, value in (("min_pixels", part.min_pixels), ("max_pixels", part.max_pixels)):
+        if value is not None and not bounds.min_pixels <= value <= bounds.max_pixels:
+            raise RequestInvalid(
+                "value_out_of_range",
+                f"This server takes {name} from {bounds.min_pixels} to {bounds.max_pixels}.",
+                param=name,
+            )
+    lower, upper = part.min_pixels, part.max_pixels
+    if lower is not None and upper is not None and lower > upper:
+        raise RequestInvalid(
+            "value_out_of_range", "min_pixels must not be above max_pixels.", param="min_pixels"
+        )
+    if upper is None:
+        upper = bounds.max_pixels if part.detail != "low" else LOW_DETAIL_PIXELS
+    lower = bounds.min_pixels if lower is None else lower
+    return ResizeBounds(
+        factor=bounds.factor,
+        min_pixels=lower,
+        max_pixels=min(max(lower, upper), bounds.max_pixels),
+    )
+
+
+def _text(part: MediaPart) -> str:
+    return part.source.text if isinstance(part.source, Inline) else ""
+
+
+def _url(part: MediaPart) -> str:
+    return part.source.url if isinstance(part.source, Remote) else ""
