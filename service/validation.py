@@ -9,14 +9,14 @@ from service.errors import FieldInvalid, RequestInvalid
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _FIELD_MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]+)`")
 _FIELD_UNKNOWN = re.compile(
     r"^Object contains unknown field `(?P<name>.*?)`(?: - at |$)", re.DOTALL
 )
 _BOUND = re.compile(r"^Expected `\w+`(?P<length> of length)? (?P<relation>[<>]=?) (?P<bound>\S+)")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]+)`, got `")
-_VALUE_UNKNOWN = re.compile(r"^Invalid enum value")
+_VALUE_UNKNOWN = re.compile(r"^Invalid (?:enum )?value")
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _RELATIONS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above"}
 # What the decoder calls things, in the words of JSON.
