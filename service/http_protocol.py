@@ -1,15 +1,31 @@
-"""uvicorn's HTTP/1.1 protocol with bounds on what comes before a body: its bytes and its time.
+"""uvicorn's HTTP/1.1 protocol with bounds on what one connection may hold, in bytes and in time.
 
-uvicorn waits for ever for the end of a request's head and takes one of any size. What it refuses
-itself gets an answer in the shape of every other error here.
+uvicorn waits for ever for the end of a head, of a body, and for a client that does not read; it
+takes a head of any size and connections of any number. What is refused here, before there is a
+request, gets an answer in the shape of the native API's errors.
 """
 
 import asyncio
+import secrets
+import socket
 from http import HTTPStatus
 from typing import ClassVar
 
+import httptools
 import msgspec
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.body_clock import BodyClock
+from service.connection_limits import ConnectionLimits
+
+# Small, so that a reader who has stopped is soon noticed, and costs little until then: what waits
+# in this process, and what the kernel holds unsent beside it.
+_MAX_UNSENT_BYTES = 16 * 1024
+# A client that takes less than this of what waits, in the time it has, reads too slowly.
+_MIN_TAKEN_BYTES = 16 * 1024
+# A peer that vanished without a word is noticed after about 90 s, though nothing is sent to it.
+_PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 _ANSWERS = {
     HTTPStatus.BAD_REQUEST: ("http_invalid", "This is not an HTTP/1.1 request."),
@@ -18,7 +34,13 @@ _ANSWERS = {
         "head_too_large",
         "The request's target and headers are too large or too many.",
     ),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "overloaded",
+        "The service is at capacity; try again later.",
+    ),
 }
+
+logger = structlog.get_logger()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -30,34 +52,65 @@ class HttpProtocol(HttpToolsProtocol):
     max_head_bytes: ClassVar[int] = 64 * 1024
     max_headers: ClassVar[int] = 128
     head_seconds: ClassVar[float] = 15.0
+    limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     _status = HTTPStatus.BAD_REQUEST
     _wait: asyncio.TimerHandle | None = None  # for the end of a head
     _is_in_head = False
     _is_in_body = False
     _num_head_bytes = 0
+    _clock: BodyClock | None = None
+    _body_wait: asyncio.TimerHandle | None = None
+    _reader_wait: asyncio.TimerHandle | None = None
+    _num_unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Start waiting for the first head."""
+        """Start waiting for the first head, if there is room for one more connection."""
         super().connection_made(transport)
-        self._wait_for_head()
+        transport.set_write_buffer_limits(high=_MAX_UNSENT_BYTES)
+        _bound_in_the_kernel(transport.get_extra_info("socket"), self.limits)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+        else:
+            self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._end_wait()
+        self._end_clock()
+        self._end_reader_wait()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; a head that stays open has a limited size."""
+        """Parse what came; a head that stays open has a limited size, a body a limited time."""
+        if self.transport.is_closing():
+            return
         if self._is_in_head:
             self._num_head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self.transport.is_closing():
             return
         if self._is_in_head and self._num_head_bytes > self.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._is_in_body and self._clock is None:
+            self._start_clock()
         elif self._wait is None and not (self._is_in_body or self._is_answering):
             self._wait_for_head()  # what came were line ends between requests
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self._refuse(self._status)
+            except httptools.HttpParserUpgrade as upgrade:
+                # There is nothing to upgrade to: the request is answered as the HTTP/1.1 that it
+                # is, and so are those after it.
+                (num_parsed,) = upgrade.args
+                data = data[num_parsed:]
+                continue
+            return
 
     def on_message_begin(self) -> None:
         """Take the first byte of a head."""
@@ -74,18 +127,42 @@ class HttpProtocol(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if num_bytes > self.max_head_bytes or len(self.headers) > self.max_headers:
             self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise ValueError("head too large")  # the parser stops; `send_400_response` answers
+            raise ValueError("head too large")  # the parser stops; `_parse` answers
         self._is_in_body = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        if self._clock is not None:
+            self._clock.count(len(body))
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Take the last byte of a body."""
         self._is_in_body = False
+        self._end_clock()
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser could not use."""
-        self._refuse(self._status)
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or see that the last bytes leave."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, and see that the last bytes leave."""
+        super().timeout_keep_alive_handler()
+        self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read as fast as is written."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """Note that it has caught up."""
+        self._end_reader_wait()
+        super().resume_writing()
 
     @property
     def _is_answering(self) -> bool:
@@ -107,20 +184,100 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _start_clock(self) -> None:
+        # Only for bodies that do not come with their head: most do, and need no clock.
+        self._clock = BodyClock(self.limits, self.loop.time())
+        self.scope["state"][BodyClock.STATE_KEY] = self._clock
+        self._body_wait = self.loop.call_at(self._clock.ends_at(), self._look_at_clock)
+
+    def _end_clock(self) -> None:
+        self._clock = None
+        if self._body_wait is not None:
+            self._body_wait.cancel()
+            self._body_wait = None
+
+    def _look_at_clock(self) -> None:
+        if self._clock is None:
+            return
+        now = self.loop.time()
+        if self.flow.read_paused:
+            self._clock.restart(now)  # it is not the client who is slow
+        if self._clock.ends_at() <= now:
+            if not self._is_answering or self._clock.has_run_out:
+                self.transport.close()  # nobody reads this body, whatever its end may be
+                return
+            self._clock.has_run_out = True
+            self.cycle.message_event.set()  # wakes the request's `receive`
+            self._clock.restart(now)
+        self._body_wait = self.loop.call_at(self._clock.ends_at(), self._look_at_clock)
+
+    def _watch_reader(self) -> None:
+        if self._reader_wait is None:
+            self._num_unsent_bytes = self.transport.get_write_buffer_size()
+            self._reader_wait = self.loop.call_later(
+                self.limits.write_timeout_seconds, self._look_at_reader
+            )
+
+    def _end_reader_wait(self) -> None:
+        if self._reader_wait is not None:
+            self._reader_wait.cancel()
+            self._reader_wait = None
+
+    def _look_at_reader(self) -> None:
+        self._reader_wait = None
+        num_unsent_bytes = self.transport.get_write_buffer_size()
+        if self._num_unsent_bytes - num_unsent_bytes < min(_MIN_TAKEN_BYTES, num_unsent_bytes):
+            logger.info("slow_reader_cut", unsent_bytes=num_unsent_bytes)
+            self.transport.abort()
+        elif num_unsent_bytes:
+            self._watch_reader()
+
     def _refuse(self, status: HTTPStatus) -> None:
         if not self._is_answering:  # nothing may be written into another answer
-            self.transport.write(_render(status))
+            request_id = secrets.token_hex(16)
+            code, _ = _ANSWERS[status]
+            logger.info(
+                "connection_refused",
+                request_id=request_id,
+                status_code=status.value,
+                error_code=code,
+                client_host=self.client[0] if self.client else None,
+            )
+            self.transport.write(_render(status, request_id))
         self.transport.close()
 
 
-def _render(status: HTTPStatus) -> bytes:
+def protocol_with(limits: ConnectionLimits) -> type[HttpProtocol]:
+    """Make the protocol of a server whose operator chose these limits."""
+    return type("HttpProtocol", (HttpProtocol,), {"limits": limits})
+
+
+def _bound_in_the_kernel(connection: socket.socket, limits: ConnectionLimits) -> None:
+    """Let the kernel hold little, and give up a peer that neither answers nor takes anything."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    milliseconds = int(limits.write_timeout_seconds * 1000)
+    bounds = {"TCP_NOTSENT_LOWAT": _MAX_UNSENT_BYTES, "TCP_USER_TIMEOUT": milliseconds}
+    for name, value in (_PROBE_OPTIONS | bounds).items():
+        if hasattr(socket, name):  # not every system has each
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _render(status: HTTPStatus, request_id: str) -> bytes:
     code, message = _ANSWERS[status]
     body = msgspec.json.encode(
-        {"success": False, "message": message, "result": None, "usage": None, "code": code}
+        {
+            "success": False,
+            "message": message,
+            "result": None,
+            "usage": None,
+            "code": code,
+            "request_id": request_id,
+        }
     )
+    retry = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        "connection: close\r\n\r\n"
+        f"x-request-id: {request_id}\r\n{retry}connection: close\r\n\r\n"
     )
     return head.encode("ascii") + body

@@ -132,6 +132,7 @@ def _log(scope: HTTPScope, record: RequestRecord) -> None:
         "status_code": status_code,
         "process_time_ms": record.milliseconds(),
         "client_host": client[0] if client else None,
+        **({"caller": record.caller.name} if record.caller.name else {}),
         **record.facts,
         **record.stages.facts(),
     }

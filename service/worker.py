@@ -23,7 +23,7 @@ from service.chat import Chat
 from service.config import Settings
 from service.engine_client import EngineClient
 from service.heap import return_freed_memory
-from service.http_protocol import HttpProtocol
+from service.http_protocol import protocol_with
 from service.media.pool import ImagePool
 
 _HEARTBEAT_SECONDS = 1.0
@@ -92,7 +92,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=protocol_with(settings.connections),
         ws="none",
         lifespan="on",
         log_config=None,
