@@ -180,18 +180,24 @@ class Exchange:
         self._conversation = conversation
         self._record = record
         self._default_max_tokens = default_max_tokens
-        self._prompt: Prompt | None = None
+        self._prepared: Prepared | None = None
         self.inference_seconds = 0.0
         self.finishes: dict[int, AnswerFinish] = {}
         self._admissions: dict[int, Admission] = {}
         self._num_delivered = 0
 
     @property
+    def prepared(self) -> Prepared:
+        """Tell what the engine got; known from the first delta on."""
+        if self._prepared is None:
+            raise RuntimeError("The request is not prepared yet.")
+        return self._prepared
+
+    @property
     def usage(self) -> Usage:
         """Count the tokens of the finished request."""
-        if self._prompt is None:
-            raise RuntimeError("Usage is known once the prompt is built.")
-        return count_usage(self._prompt, self._admissions.values(), self.finishes.values())
+        prompt = self.prepared.prompt
+        return count_usage(prompt, self._admissions.values(), self.finishes.values())
 
     async def deltas(self) -> AsyncGenerator[AnswerDelta, None]:
         """Do the work and give the answers as they grow.
@@ -202,7 +208,7 @@ class Exchange:
             ServiceError: there is no answer, or no rest of it.
         """
         prepared = await self._chat.prepare(self._conversation, self._record)
-        self._prompt = prompt = prepared.prompt
+        self._prepared, prompt = prepared, prepared.prompt
         sampling = self._sampling(prompt)
         request_id = self._chat.take_id(self._record.request_id)
         started_at = time.perf_counter()

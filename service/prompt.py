@@ -18,6 +18,7 @@ from service.chat_template import Fields, Segments, read_chat_template
 from service.conversation import MediaPart, Message, TextPart, ToolCall
 from service.errors import ContextLengthExceeded, RequestInvalid
 from service.media.medium import Document
+from service.reasoning import opens_reasoning
 
 # Measured on one slow core: 2,000 characters of English take 0.6 ms, of Chinese 0.9 ms. Longer
 # texts would hold the event loop for more than the millisecond it can spare.
@@ -49,12 +50,14 @@ class Prompt(NamedTuple):
     max_output_tokens: room left in the context, at least 1. A dialect whose token limit is only a
         default clamps it to this; one whose client named a limit refuses a larger one with
         `require_room`.
+    opens_reasoning: the answer begins inside the reasoning, as a thinking model's does.
     """
 
     token_ids: list[int]
     num_text_tokens: int
     num_image_tokens: int
     max_output_tokens: int
+    opens_reasoning: bool = False
 
     def require_room(self, num_tokens: int) -> None:
         """Refuse a request for more output tokens than the context has room for.
@@ -139,7 +142,13 @@ class PromptBuilder:
                 needed=len(token_ids) + 1, allowed=self._model.max_model_len
             )
         num_image_tokens = sum(image_token_counts)
-        return Prompt(token_ids, len(token_ids) - num_image_tokens, num_image_tokens, room)
+        return Prompt(
+            token_ids,
+            len(token_ids) - num_image_tokens,
+            num_image_tokens,
+            room,
+            opens_reasoning(str(segments[-1])),
+        )
 
     def _render(
         self,
