@@ -14,6 +14,7 @@ import msgspec
 from inference.config import EngineConfig
 from inference.log import LogFormat, LogLevel
 from service.media.budget import MediaLimits
+from service.media.fetch_settings import FetchSettings
 
 ThreadWait: TypeAlias = Literal["auto", "passive", "bounded", "active"]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
@@ -68,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
     engine: EngineConfig = EngineConfig()
+    fetch: FetchSettings = FetchSettings()
     media: MediaLimits = MediaLimits()
 
     @property

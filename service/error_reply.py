@@ -8,7 +8,6 @@ import math
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 
 from service.errors import (
-    ClientError,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -26,7 +25,7 @@ def reply_headers(error: ServiceError) -> dict[str, str]:
     `retry-after-ms` and `x-should-retry` are read by the clients of the OpenAI API family, which
     would otherwise repeat some errors that stay, and wait whole seconds for others.
     """
-    if isinstance(error, ClientError):
+    if not error.may_retry:
         headers = {"x-should-retry": "false"}
         if error.code == "body_too_large":
             headers["connection"] = "close"  # what is still on its way is not worth reading

@@ -6,6 +6,7 @@ ServiceError
 │   │   ├── FieldInvalid            well-formed, but not this schema; 422 where the contract says so
 │   │   └── ContextLengthExceeded
 │   ├── ImageRefused           400  a picture that cannot be used
+│   │   └── ImageFetchTimeout       the one that may succeed when sent again
 │   ├── TooLarge               413  over a size budget
 │   ├── NotFound               404
 │   ├── MethodNotAllowed       405
@@ -30,11 +31,12 @@ class ServiceError(Exception):
     """Any error with a defined answer.
 
     code: a stable word a program can test. param: the request field at fault, as a path such as
-    `messages[0].content[1].image_url.url`, or None.
+    `messages[0].content[1].image_url.url`, or None. may_retry: the same request may succeed later.
     """
 
     status: ClassVar[int]
     type: ClassVar[str]
+    may_retry: ClassVar[bool]
 
     def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -47,6 +49,7 @@ class ClientError(ServiceError):
     """The request must change before it can succeed."""
 
     type = "invalid_request_error"
+    may_retry = False
 
 
 class RequestInvalid(ClientError):
@@ -75,6 +78,12 @@ class ImageRefused(ClientError):
     """A picture that is broken, of an unsupported format or of an impossible shape."""
 
     status = 400
+
+
+class ImageFetchTimeout(ImageRefused):
+    """A picture's URL was too slow: another's fault, and perhaps only now."""
+
+    may_retry = True
 
 
 class TooLarge(ClientError):
@@ -118,6 +127,7 @@ class ServerError(ServiceError):
     """The same request may succeed later."""
 
     type = "server_error"
+    may_retry = True
     retry_after_seconds: float | None = None
 
 

@@ -80,8 +80,9 @@ def options() -> dict[str, Option]:
                 continue
             if field.name in table:
                 raise AssertionError(f"two settings are named {field.name}")
+            default: object = {} if _is_table(field.type) else field.default
             table[field.name] = Option(
-                field.name, group, field.type, field.default, texts.get(field.name, "")
+                field.name, group, field.type, default, texts.get(field.name, "")
             )
     return table
 
@@ -115,9 +116,11 @@ def value_of(settings: Settings, option: Option) -> object:
 
 
 def shown(value: object) -> str:
-    """Write a value as one would type it; empty when unset."""
+    """Write a value as one would type it, or a table's keys, as it may hold secrets; unset: empty."""
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return ",".join(cast("dict[str, object]", value))
     if isinstance(value, tuple):
         return ",".join(map(str, cast("tuple[object, ...]", value)))
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -225,9 +228,15 @@ def _converted(option: Option, value: object, key: str, *, strict: bool) -> obje
     if isinstance(value, str) and typing.get_origin(option.type) is tuple:
         value = [part.strip() for part in value.split(",")]
     try:
+        if isinstance(value, str) and _is_table(option.type):
+            return msgspec.json.decode(value, type=option.type)
         return msgspec.convert(value, option.type, strict=strict)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise SettingsError(f"{key}: {error}{_choices(option.type)}") from error
+
+
+def _is_table(kind: object) -> bool:
+    return typing.get_origin(kind) is dict
 
 
 def _choices(kind: object) -> str:
