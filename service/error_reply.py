@@ -1,22 +1,116 @@
-"""What an error's reply has in common in every dialect: status, headers, and whether to try again.
+"""One error, told in the shape of whoever asks: which envelope, which status, which headers.
 
-The bodies differ; each dialect renders its own.
+An envelope is a dialect's own; here is the choice between them, the two that belong to no dialect
+of ours (OpenAI's, which is the rule, and RFC 9457's, for who accepts it), and what all have in
+common: whether and when to try again.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Annotated, Literal, NamedTuple
 
+import msgspec
+from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.types import Scope
+from msgspec import Meta
 
 from service.errors import (
+    FieldInvalid,
     InternalError,
     MethodNotAllowed,
     NotFound,
     RequestInvalid,
     ServerError,
     ServiceError,
+    Unauthenticated,
 )
+from service.request_log import record_of
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 _DEFAULT_RETRY_SECONDS = 1.0
+_STATUSES_TO_RETRY = (429, 503)
+
+_encoder = msgspec.json.Encoder()
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    message: str
+    type: Annotated[str, Meta(description="The kind of error, such as `invalid_request_error`.")]
+    param: Annotated[
+        str | None,
+        Meta(description="The field at fault, such as `messages[0].content[1].image_url.url`."),
+    ] = None
+    code: Annotated[str, Meta(description="A stable word; all are listed above.")]
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """Why there is no answer, as the OpenAI API tells it."""
+
+    error: ErrorDetail
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why there is no answer, as RFC 9457 tells it."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    param: str | None = None
+    request_id: str
+
+
+class Envelope(NamedTuple):
+    """How one dialect tells errors.
+
+    render: the body, from an error and the request's id. schema_fault_status: of well-formed input
+    that does not fit the schema.
+    """
+
+    render: Callable[[ServiceError, str], bytes]
+    schema_fault_status: int = 400
+
+
+class ErrorReplies:
+    """Answers with errors, on any path.
+
+    paths: the envelopes of the paths that have one of their own; all others get OpenAI's.
+    """
+
+    def __init__(self, paths: Mapping[str, Envelope]) -> None:
+        self._paths = paths
+
+    def reply(self, scope: Scope, error: ServiceError) -> Response[bytes]:
+        """Make the response, and note the error in the request's log line."""
+        record = record_of(scope)
+        record.note_error(error)
+        envelope = self._paths.get(scope["path"].rstrip("/"), OPENAI_ENVELOPE)
+        is_schema_fault = isinstance(error, FieldInvalid)
+        status = envelope.schema_fault_status if is_schema_fault else error.status
+        wants_problem = _accepts_problem(scope)
+        return Response(
+            _problem(error, status, record.request_id)
+            if wants_problem
+            else envelope.render(error, record.request_id),
+            status_code=status,
+            headers=reply_headers(error),
+            media_type=PROBLEM_MEDIA_TYPE if wants_problem else "application/json",
+        )
+
+
+def error_envelope(error: ServiceError) -> ErrorEnvelope:
+    """Put an error into OpenAI's envelope."""
+    return ErrorEnvelope(
+        error=ErrorDetail(
+            message=error.message, type=error.type, param=error.param, code=error.code
+        )
+    )
 
 
 def reply_headers(error: ServiceError) -> dict[str, str]:
@@ -27,11 +121,13 @@ def reply_headers(error: ServiceError) -> dict[str, str]:
     """
     if not error.may_retry:
         headers = {"x-should-retry": "false"}
-        if error.code == "body_too_large":
+        if error.code in ("body_too_large", "body_timeout"):
             headers["connection"] = "close"  # what is still on its way is not worth reading
+        if isinstance(error, Unauthenticated):
+            headers["www-authenticate"] = 'Bearer realm="loupe"'
         return headers
     headers = {"x-should-retry": "true"}
-    if isinstance(error, ServerError) and error.status == 503:
+    if isinstance(error, ServerError) and error.status in _STATUSES_TO_RETRY:
         seconds = error.retry_after_seconds or _DEFAULT_RETRY_SECONDS
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
         headers["retry-after-ms"] = str(max(1, math.ceil(seconds * 1000)))
@@ -47,3 +143,42 @@ def from_framework(error: HTTPException) -> ServiceError:
     if error.status_code < 500:
         return RequestInvalid("request_invalid", "The request is malformed.")
     return InternalError()
+
+
+def _render_openai(error: ServiceError, _: str) -> bytes:
+    return _encoder.encode(error_envelope(error))
+
+
+OPENAI_ENVELOPE = Envelope(_render_openai)
+
+
+def _problem(error: ServiceError, status: int, request_id: str) -> bytes:
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=error.message,
+        code=error.code,
+        param=error.param,
+        request_id=request_id,
+    )
+    return _encoder.encode(problem)
+
+
+def _accepts_problem(scope: Scope) -> bool:
+    """Tell whether the client names the media type; `*/*` does not, or every client would."""
+    for name, value in scope["headers"]:
+        if name == b"accept" and PROBLEM_MEDIA_TYPE.encode() in value.lower():
+            return any(map(_is_problem, value.decode("latin-1").lower().split(",")))
+    return False
+
+
+def _is_problem(media_range: str) -> bool:
+    media_type, *parameters = (piece.strip() for piece in media_range.split(";"))
+    return media_type == PROBLEM_MEDIA_TYPE and not any(
+        name.strip() == "q" and _is_zero(value)
+        for name, _, value in (parameter.partition("=") for parameter in parameters)
+    )
+
+
+def _is_zero(quality: str) -> bool:
+    return quality.strip().rstrip("0") in ("", "0.", ".")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import anyio
 import msgspec
-from litestar import Request, Response, post
+from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
@@ -18,8 +18,8 @@ from litestar.types import ASGIApp
 from service.attendance import Attendance
 from service.chat import Chat, Exchange
 from service.config import Settings
-from service.error_reply import reply_headers
-from service.errors import FieldInvalid, ServiceError
+from service.error_reply import Envelope
+from service.errors import ServiceError
 from service.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native_input import read_question
@@ -34,7 +34,6 @@ from service.routes.native_schema import (
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
 
-_UNPROCESSABLE = 422
 _GIB = 1024**3
 
 _encoder = msgspec.json.Encoder()
@@ -128,19 +127,14 @@ class NativeRoutes:
         )
 
 
-def render_error(request: AnyRequest, error: ServiceError) -> Response[bytes]:
-    """Render any error in the dialect's shape; what does not fit the schema is 422 here."""
-    record = record_of(request.scope)
-    record.note_error(error)
+def _render_error(error: ServiceError, request_id: str) -> bytes:
     reply = ErrorReply(
-        message=error.message, code=error.code, param=error.param, request_id=record.request_id
+        message=error.message, code=error.code, param=error.param, request_id=request_id
     )
-    return Response(
-        _encoder.encode(reply),
-        status_code=_UNPROCESSABLE if isinstance(error, FieldInvalid) else error.status,
-        headers=reply_headers(error),
-        media_type="application/json",
-    )
+    return _encoder.encode(reply)
+
+
+NATIVE_ENVELOPE = Envelope(_render_error, schema_fault_status=422)
 
 
 def gigabytes(num_bytes: int) -> float:

@@ -11,13 +11,57 @@ def log_lines(log) -> list[dict]:
     return [event for event in log if str(event["event"]).startswith("HTTP request")]
 
 
-async def test_unknown_path_is_404_in_the_contract_s_shape(service):
+async def test_unknown_path_is_404_in_openai_s_shape(service):
     response = await service.client.get("/v1/canary-7f3a")
 
     assert response.status_code == 404
-    assert response.json()["code"] == "path_not_found"
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-should-retry"] == "false"
+    assert response.json() == {
+        "error": {
+            "message": "There is nothing at this path.",
+            "type": "not_found_error",
+            "param": None,
+            "code": "path_not_found",
+        }
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/", "/v1/chat/stream", "/v1/health"])
+async def test_native_paths_tell_errors_in_the_contract_s_shape(service, path):
+    response = await service.client.delete(path)
+
+    assert response.status_code == 405
     assert response.json()["success"] is False
-    assert "canary" not in response.text
+    assert response.json()["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/problem+json", "text/html, Application/Problem+JSON;q=0.5, */*"],
+)
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/chat", 422), ("/v1/chat/stream", 422), ("/v1/chat/completions", 400)],
+)
+async def test_problem_json_is_for_who_asks_for_it(service, path, status, accept):
+    response = await service.client.post(path, json={"text": 1}, headers={"accept": accept})
+
+    problem = response.json()
+    assert response.status_code == problem["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (problem["type"], problem["code"]) == ("about:blank", response.json()["code"])
+    assert problem["title"] in ("Bad Request", "Unprocessable Content", "Unprocessable Entity")
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert set(problem) == {"type", "title", "status", "detail", "code", "param", "request_id"}
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json, application/problem+json;q=0.0"])
+async def test_problem_json_is_not_for_who_does_not(service, accept):
+    response = await service.client.get("/nowhere", headers={"accept": accept})
+
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["code"] == "path_not_found"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +72,6 @@ async def test_wrong_method_is_405_and_names_the_right_ones(service, method, pat
     response = await service.client.request(method, path)
 
     assert response.status_code == 405
-    assert response.json()["code"] == "method_not_allowed"
     assert response.headers["allow"]
     assert method not in response.headers["allow"]
 
