@@ -1,7 +1,8 @@
 """The Litestar application: routes, handlers of errors, lifespan. Wiring only."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import structlog
@@ -9,19 +10,28 @@ from litestar import Litestar, Response
 from litestar.exceptions import HTTPException
 from litestar.plugins import PluginProtocol
 
+from service.access.cors import Cors
+from service.access.guard import Guard
+from service.access.key_ring import KeyRing
 from service.attendance import ClientGone
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
-from service.error_reply import from_framework
-from service.errors import ImageRefused, InternalError, NotFound, ServiceError
+from service.error_reply import ErrorReplies, from_framework
+from service.errors import InternalError, NotFound, ServiceError
+from service.media.fetch import Fetcher
 from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
 from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
 from service.routes.health import HealthRoutes
-from service.routes.native import AnyRequest, NativeRoutes, render_error
+from service.routes.native import NATIVE_ENVELOPE, AnyRequest, NativeRoutes
 
 logger = structlog.get_logger()
+
+# All other paths, unknown ones included, tell errors as the OpenAI API does.
+_error_replies = ErrorReplies(
+    dict.fromkeys(("/v1/chat", "/v1/chat/stream", "/v1/health"), NATIVE_ENVELOPE)
+)
 
 
 def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> Litestar:
@@ -29,14 +39,20 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
 
     engine, pool: entered and left by the caller, around the application's own life.
     """
-    chat = Chat(engine, MediaIntake(settings.media, pool, _NoFetcher(), _NoFiles()))
+    fetcher = Fetcher(settings.fetch, settings.media)
+    chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, _NoFiles()))
+    access = settings.access
+    keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(chat.load)
+            if keys is not None:
+                tasks.start_soon(keys.follow)
             yield
             tasks.cancel_scope.cancel()
+        fetcher.close()
 
     app = _Application(
         route_handlers=[
@@ -45,7 +61,7 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
             *docs_handlers(),
         ],
         exception_handlers={
-            ServiceError: render_error,
+            ServiceError: _tell,
             HTTPException: _refuse,
             ClientGone: _leave,
             Exception: _fail,
@@ -55,8 +71,12 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
         logging_config=None,
     )
     app.state.chat = chat  # the worker waits for it before it says that it is ready
-    # Around the router, not a route's middleware: unknown paths get an id and a log line as well.
-    app.asgi_handler = RequestLog(app.asgi_handler)
+    # Around the router, not a route's middleware: unknown paths are guarded, get an id and a log
+    # line as well.
+    guard = Guard(app.asgi_handler, keys, access, settings.connections, _error_replies.reply)
+    app.asgi_handler = RequestLog(
+        Cors(guard, access.cors_origins) if access.cors_origins else guard
+    )
     return app
 
 
@@ -68,20 +88,17 @@ class _Application(Litestar):
         return plugins
 
 
-class _NoFetcher:
-    async def fetch_all(self, urls: Sequence[tuple[str, str]]) -> list[bytes]:
-        for _, param in urls:
-            raise ImageRefused("image_url_unsupported", "Remote URLs are not fetched.", param=param)
-        return []
-
-
 class _NoFiles:
     async def read(self, file_id: str, owner: str, param: str) -> bytes:
         raise NotFound("file_not_found", "There is no file of this id.", param=param)
 
 
+def _tell(request: AnyRequest, error: ServiceError) -> Response[bytes]:
+    return _error_replies.reply(request.scope, error)
+
+
 def _refuse(request: AnyRequest, error: HTTPException) -> Response[bytes]:
-    response = render_error(request, from_framework(error))
+    response = _tell(request, from_framework(error))
     for name, value in (error.headers or {}).items():
         response.headers.setdefault(name, value)
     return response
@@ -94,4 +111,4 @@ def _leave(request: AnyRequest, _: ClientGone) -> Response[None]:
 
 def _fail(request: AnyRequest, error: Exception) -> Response[bytes]:
     logger.error("Unhandled error", exc_info=error)
-    return render_error(request, InternalError())
+    return _tell(request, InternalError())

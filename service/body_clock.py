@@ -3,7 +3,7 @@
 The protocol keeps it; the request learns from it, at its next `receive`, that time ran out.
 """
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from litestar.types import HTTPReceiveMessage, Receive
 
@@ -48,9 +48,9 @@ class BodyClock:
         """Make a request's `receive` raise BodyTimeout when time is over."""
 
         async def receive_in_time() -> HTTPReceiveMessage:
-            message = await receive()
+            message = cast("HTTPReceiveMessage", await receive())
             if self.has_run_out and message["type"] == "http.request" and message["more_body"]:
                 raise BodyTimeout
             return message
 
-        return receive_in_time  # type: ignore[return-value]
+        return receive_in_time

@@ -1,4 +1,4 @@
-"""`loupe serve | check | settings | version`: reads the settings, then hands over.
+"""`loupe serve | check | keys | settings | version`: reads the settings, then hands over.
 
 It imports neither the web stack nor the model, so that help comes at once.
 """
@@ -8,7 +8,9 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from service.access.key_file import KeyFileError, add_key, read_keys
 from service.options import (
     Option,
     Resolved,
@@ -28,6 +30,8 @@ Every setting is a flag (--max-model-len 4096), an environment variable (LOUPE_M
 and a line of the settings file (max_model_len = 4096); the first of these that is there counts.
 """
 _GROUP_TITLES = {
+    "access": "who may ask",
+    "connections": "connections",
     "engine": "model and engine",
     "media": "pictures",
     "service": "HTTP, processes and log",
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = values.pop("command")
     try:
         return _run(command, values)
-    except SettingsError as error:
+    except (SettingsError, KeyFileError) as error:
         print(f"loupe: {error}", file=sys.stderr)
         return _USAGE_ERROR
 
@@ -58,7 +62,11 @@ def _run(command: str, values: dict[str, str]) -> int:
     if command == "settings":
         print({"env": render_env_example, "markdown": render_markdown}[values["as"]](), end="")
         return 0
+    if command == "keys":
+        return _add_key(values)
     resolved = resolve(values, os.environ)
+    if resolved.settings.access.api_keys:
+        read_keys(Path(resolved.settings.access.api_keys))  # a mistake in it is told at once
     return _serve(resolved) if command == "serve" else _check(resolved)
 
 
@@ -67,6 +75,17 @@ def _version() -> str:
         return importlib.metadata.version("loupe")
     except importlib.metadata.PackageNotFoundError:
         return "(run from its sources, not installed)"
+
+
+def _add_key(values: dict[str, str]) -> int:
+    named = values.get("api_keys") or resolve({}, os.environ).settings.access.api_keys
+    if not named:
+        raise SettingsError("say which file: --api-keys PATH, or LOUPE_API_KEYS")
+    path = Path(named)
+    key = add_key(path, values["name"], tenant=values.get("tenant"), is_admin="admin" in values)
+    print(key)
+    print(f"This key is shown once; {path} has its hash.", file=sys.stderr)
+    return 0
 
 
 def _serve(resolved: Resolved) -> int:
@@ -101,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--config", metavar="PATH", help="settings file in TOML")
         _add_settings(command)
+    _add_key_actions(commands.add_parser("keys", help="make an API key"))
     settings = commands.add_parser("settings", help="list every setting with its default")
     settings.add_argument(
         "--as", choices=("env", "markdown"), default="env", help="the list's form"
@@ -109,8 +129,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_key_actions(keys: argparse.ArgumentParser) -> None:
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser(
+        "add",
+        help="print a new key once, and add its hash to the key file",
+        description="Print a new key once, and add its hash to the key file. A running service "
+        "takes it within seconds. To replace a key, add another of the same name, then delete the "
+        "old one's table from the file.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add.add_argument("name", metavar="NAME", help="who gets it, for logs and quotas")
+    add.add_argument("--api-keys", metavar="PATH", help="the key file (default: LOUPE_API_KEYS)")
+    add.add_argument("--tenant", help="share files and caches with its other keys (default: NAME)")
+    add.add_argument("--admin", action="store_true", help="open the admin routes")
+
+
 def _add_settings(command: argparse.ArgumentParser) -> None:
-    groups = {name: command.add_argument_group(title) for name, title in _GROUP_TITLES.items()}
+    names = dict.fromkeys(option.group for option in options().values())
+    groups = {name: command.add_argument_group(_GROUP_TITLES.get(name, name)) for name in names}
     for option in options().values():
         if option.type is bool:
             groups[option.group].add_argument(

@@ -1,6 +1,6 @@
 """The settings: frozen Structs, read once by the command line and passed on, never global.
 
-Every field of `Settings`, of `EngineConfig` and of `MediaLimits` is one setting in one flat name
+Every field of `Settings` and of the Structs nested in it is one setting in one flat name
 space; `service.options` makes the flags, the variables and the documents from these Structs.
 """
 
@@ -13,6 +13,8 @@ import msgspec
 
 from inference.config import EngineConfig
 from inference.log import LogFormat, LogLevel
+from service.access.settings import AccessSettings
+from service.connection_limits import ConnectionLimits
 from service.media.budget import MediaLimits
 from service.media.fetch_settings import FetchSettings
 
@@ -71,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: EngineConfig = EngineConfig()
     fetch: FetchSettings = FetchSettings()
     media: MediaLimits = MediaLimits()
+    access: AccessSettings = AccessSettings()
+    connections: ConnectionLimits = ConnectionLimits()
 
     @property
     def num_workers(self) -> int:

@@ -1,6 +1,8 @@
 """Every word a client can find in an error's `code`, and what it means. Codes never change."""
 
 ERROR_CODES = {
+    "api_key_invalid": "The API key is not known, or there are two.",
+    "api_key_missing": "The request needs an API key.",
     "body_timeout": "The body did not arrive in time.",
     "body_too_large": "The body is larger than the service takes.",
     "content_encoding_unsupported": "The body is compressed.",
@@ -22,6 +24,7 @@ ERROR_CODES = {
     "grammar_too_complex": "The output schema takes too much work.",
     "head_timeout": "The request's head did not arrive in time.",
     "head_too_large": "The request's target and headers are too large or too many.",
+    "host_invalid": "The Host header is missing or not one of the service.",
     "http_invalid": "The bytes are no HTTP/1.1 request.",
     "image_aspect_ratio": "One side of the image is too many times the other.",
     "image_base64_invalid": "The image is not valid base64.",
@@ -48,8 +51,14 @@ ERROR_CODES = {
     "method_not_allowed": "The path does not take this method.",
     "multipart_invalid": "The body is not valid multipart/form-data.",
     "multipart_too_many_parts": "The form has too many parts, or a part too many headers.",
-    "overloaded": "The queue is full.",
+    "overloaded": "The queue is full, or too many requests or connections are open.",
     "path_not_found": "There is nothing at this path.",
+    "pdf_encrypted": "The document wants a password.",
+    "pdf_invalid": "The document is broken.",
+    "pdf_page_too_large": "A page of the document is larger than the format allows.",
+    "pdf_pages_invalid": "The pages asked for are malformed or not there.",
+    "pdf_too_many_pages": "The document has too many pages.",
+    "permission_denied": "The API key does not open this.",
     "rate_limited": "The key's quota is used up.",
     "request_invalid": "The request is malformed.",
     "schema_unsupported": "The output schema is not supported.",
@@ -58,4 +67,9 @@ ERROR_CODES = {
     "type_invalid": "A field has the wrong type.",
     "value_out_of_range": "A value is out of bounds.",
     "value_unknown": "A value is none of those the field takes.",
+    "video_format_unsupported": "The video's container or codec is not taken.",
+    "video_invalid": "The video is broken.",
+    "video_too_long": "The video lasts too long, or takes too long to decode.",
+    "video_too_many_pixels": "The video's frames have too many pixels.",
+    "video_unsupported": "This server reads no videos.",
 }

@@ -5,6 +5,8 @@ ServiceError
 │   ├── RequestInvalid         400  malformed or out of bounds; `param` names the field
 │   │   ├── FieldInvalid            well-formed, but not this schema; 422 where the contract says so
 │   │   └── ContextLengthExceeded
+│   ├── Unauthenticated        401  no API key, or none that is known
+│   ├── PermissionDenied       403  a key that is not allowed this
 │   ├── ImageRefused           400  a picture that cannot be used
 │   │   └── ImageFetchTimeout       the one that may succeed when sent again
 │   ├── TooLarge               413  over a size budget
@@ -72,6 +74,23 @@ class ContextLengthExceeded(RequestInvalid):
         )
         self.needed = needed
         self.allowed = allowed
+
+
+class Unauthenticated(ClientError):
+    """There is no API key, or none that is known here."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class PermissionDenied(ClientError):
+    """The key is known and does not open this."""
+
+    status = 403
+    type = "permission_error"
+
+    def __init__(self) -> None:
+        super().__init__("permission_denied", "This API key may not do that.")
 
 
 class ImageRefused(ClientError):

@@ -99,7 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        while data:
+        while data and self.parser is not None:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserError:
@@ -187,7 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_clock(self) -> None:
         # Only for bodies that do not come with their head: most do, and need no clock.
         self._clock = BodyClock(self.limits, self.loop.time())
-        self.scope["state"][BodyClock.STATE_KEY] = self._clock
+        self.scope.setdefault("state", {})[BodyClock.STATE_KEY] = self._clock
         self._body_wait = self.loop.call_at(self._clock.ends_at(), self._look_at_clock)
 
     def _end_clock(self) -> None:

@@ -29,6 +29,7 @@ from inference.protocol import (
 )
 from service.app import create_app
 from service.config import Settings
+from service.http_protocol import protocol_with
 from service.media.budget import MediaLimits
 from service.media.pool import ImagePool
 
@@ -121,14 +122,11 @@ async def serving(
     media = MediaLimits(max_images=3, max_image_bytes=100_000, max_total_bytes=150_000)
     defaults: dict[str, object] = {"media": media, "max_body_bytes": 300_000}
     pool = ImagePool(media, num_processes=1)
-    app = create_app(
-        Settings(**{**defaults, **settings}),  # type: ignore[arg-type]
-        engine,  # type: ignore[arg-type]
-        pool,
-    )
+    chosen = Settings(**{**defaults, **settings})  # type: ignore[arg-type]
+    app = create_app(chosen, engine, pool)  # type: ignore[arg-type]
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol_with(chosen.connections),
         lifespan="on",
         log_config=None,
         access_log=False,
