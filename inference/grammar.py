@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
     "lenient": False,
 }
+# Where only one text is left, llguidance would choose its tokens, special ones among them: a schema
+# whose constant spells an end token would end the answer there.
+_LARK_OPTIONS = '%llguidance {"no_forcing": true}\n'
 # llguidance tells what is wrong in words only. These begin what is about size in compiling, ...
 _TOO_COMPLEX_WORDS = (
     "schema too large",
@@ -226,19 +230,48 @@ class GrammarCompiler:
                 del self._outcomes[grammar]
 
 
+class _Rules(msgspec.Struct, omit_defaults=True):
+    """One of the grammars in a definition."""
+
+    name: str | None = None
+    lark_grammar: str | None = None
+    json_schema: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Definition(msgspec.Struct):
+    """llguidance's own form of a grammar; the first of its grammars may refer to the others."""
+
+    grammars: list[_Rules]
+
+
 def _definition(grammar: Grammar) -> str:
     """Write the grammar in llguidance's own form.
 
     Raises:
-        ValueError: not JSON.
+        ValueError: a schema is not JSON.
     """
+    schemas = list(grammar.schemas)
     if grammar.json_schema is not None:
-        return LLMatcher.grammar_from_json_schema(grammar.json_schema, overrides=_JSON_OPTIONS)
-    return LLMatcher.grammar_from_regex(grammar.regex or "")
+        lark, schemas = "start: @schema", [("schema", grammar.json_schema)]
+    elif grammar.regex is not None:
+        lark = _read(LLMatcher.grammar_from_regex(grammar.regex)).lark_grammar or ""
+    else:
+        lark = grammar.lark or ""
+    grammars = [_Rules(lark_grammar=_LARK_OPTIONS + lark)]
+    for name, text in schemas:
+        schema = _read(LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
+        schema.name = name
+        grammars.append(schema)
+    return msgspec.json.encode(_Definition(grammars)).decode()
+
+
+def _read(definition: str) -> _Rules:
+    return msgspec.json.decode(definition, type=_Definition).grammars[0]
 
 
 def _num_bytes(grammar: Grammar) -> int:
-    return len((grammar.json_schema or grammar.regex or "").encode())
+    texts = [grammar.json_schema, grammar.regex, grammar.lark]
+    return sum(len((text or "").encode()) for text in texts + [text for _, text in grammar.schemas])
 
 
 def _refusal(result: TrialResult) -> RefusalCode | None:

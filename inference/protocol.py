@@ -41,14 +41,20 @@ class RefusalCode(StrEnum):
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the output must match: exactly one of the two is set.
+    """What the output must match: exactly one of the first three is set.
 
     json_schema: a JSON schema as JSON text; `{}` admits any JSON value.
     regex: a regular expression for the whole output.
+    lark: rules in llguidance's Lark, the first called `start`, for outputs made of parts. In a rule
+        `<tool_call>` is the token of that spelling, which no string or regex there ever matches;
+        `@name` is one of `schemas`.
+    schemas: with lark, pairs of a name and a JSON schema as JSON text.
     """
 
     json_schema: str | None = None
     regex: str | None = None
+    lark: str | None = None
+    schemas: tuple[tuple[str, str], ...] = ()
 
 
 class SamplingParams(
