@@ -9,13 +9,13 @@ from service.errors import RequestInvalid, TooLarge
 from service.media.encoded import EncodedFile
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-Format: TypeAlias = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "tiff"]
+Format: TypeAlias = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "tiff", "heic"]
 
 _MIB = 1024 * 1024
 
 
 class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds on pictures. Every one is told to the client that goes over it.
+    """Bounds on media. Every one is told to the client that goes over it.
 
     max_images: pictures in a request; 16: more seldom fit the context.
     max_image_bytes: encoded bytes of one; 20 MiB: any camera's JPEG, and what hosted APIs take.
@@ -24,12 +24,24 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_image_pixels: width times height of one, from its header; 36 megapixels: up to 0.7 GB while
         decoding.
     max_total_pixels: the same over all of a request's; 200 megapixels: sixteen 12-megapixel photos.
-    formats: of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `tiff`; the last two are off by
-        default: their decoders are the largest and the pictures are rare.
+    formats: of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `tiff`, `heic`; the last three are off
+        by default: their decoders are the largest and the pictures are rare. `heic` needs the
+        extra of that name.
     max_decode_cpu_seconds: CPU time one picture may take; 10 s: five times what the largest honest
         one needs. Over it its process ends.
     max_decode_memory_bytes: memory of a decoder process; 2 GiB: three times what the largest honest
         picture needs.
+    max_document_bytes: of one PDF; 32 MiB, what hosted APIs take.
+    max_document_pages: pages shown of all of a request's documents; 16: each costs what a picture
+        does.
+    document_dpi: dots per inch that a page is drawn with, before the model's own bounds; 150 keeps
+        footnotes legible.
+    max_video_bytes: of one video; 64 MiB, as much as a body may have.
+    max_video_seconds: how long a video may last; 600 s.
+    max_video_frames: frames of the whole file, counted; 36000: 600 s of 60 frames a second.
+    max_video_pixels: frames x height x width as the model sees them; 8 megapixels, 4096 tokens of
+        the published checkpoints: a video should not fill the context.
+    max_video_cpu_seconds: CPU time a video may take; 60 s. Over it its process ends.
     """
 
     max_images: Count = 16
@@ -40,6 +52,14 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     formats: tuple[Format, ...] = ("jpeg", "png", "webp", "gif", "bmp")
     max_decode_cpu_seconds: Count = 10
     max_decode_memory_bytes: Count = 2048 * _MIB
+    max_document_bytes: Count = 32 * _MIB
+    max_document_pages: Count = 16
+    document_dpi: Annotated[int, msgspec.Meta(ge=36, le=600)] = 150
+    max_video_bytes: Count = 64 * _MIB
+    max_video_seconds: Count = 600
+    max_video_frames: Count = 36_000
+    max_video_pixels: Count = 8 * 1024 * 1024
+    max_video_cpu_seconds: Count = 60
 
 
 class MediaBudget:

@@ -5,11 +5,11 @@ to sRGB and is ignored when broken. Whatever alpha hides stays hidden: it is lai
 """
 
 import io
-from typing import cast
+from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageChops, ImageCms
 
-from service.media.refusal import PictureRefused, Refusal
+from service.media.refusal import MediumRefused, Refusal
 
 _WHITE = (255, 255, 255)
 _TRANSPOSITIONS = {
@@ -22,6 +22,15 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0
+
+_NO_PROFILE_NOTES = {"CMYK": "ink to colour, without a profile", "LAB": "CIE Lab to sRGB"}
+
+
+class UprightImage(NamedTuple):
+    """A picture as a person would see it, mode RGB, and what was done to it, in English."""
+
+    image: Image.Image
+    notes: tuple[str, ...]
 
 
 def orientation(image: Image.Image) -> int:
@@ -36,24 +45,33 @@ def orientation(image: Image.Image) -> int:
     return value if value in _TRANSPOSITIONS else 1
 
 
-def to_upright_rgb(image: Image.Image, *, deep_colour: bool) -> Image.Image:
+def to_upright_rgb(image: Image.Image, *, deep_colour: bool) -> UprightImage:
     """Turn a loaded picture upright and into sRGB on white, mode RGB.
 
     deep_colour: the file had 16 bits a channel, of which Pillow kept the high byte (at most one
     level from 1/257); its colour key still has 16.
 
     Raises:
-        PictureRefused: FORMAT_UNSUPPORTED for 32-bit and floating-point samples, which have no
+        MediumRefused: FORMAT_UNSUPPORTED for 32-bit and floating-point samples, which have no
             defined white.
     """
-    turn = _TRANSPOSITIONS.get(orientation(image))
+    notes: list[str] = []
+    if deep_colour or image.mode.startswith("I;16"):
+        notes.append("16 bits scaled to 8")
+    how_stored = orientation(image)
     colour, alpha = _split_alpha(image, deep_colour=deep_colour)
-    flat = _to_srgb(colour, image.info.get("icc_profile"))
+    flat, note = _to_srgb(colour, image.info.get("icc_profile"))
+    notes += note
     if alpha is not None:
         canvas = Image.new("RGB", flat.size, _WHITE)
         canvas.paste(flat, mask=alpha)
         flat = canvas
-    return flat.transpose(turn) if turn is not None else flat
+        notes.append("alpha laid on white")
+    turn = _TRANSPOSITIONS.get(how_stored)
+    if turn is not None:
+        flat = flat.transpose(turn)
+        notes.append(f"turned upright from EXIF orientation {how_stored}")
+    return UprightImage(flat, tuple(notes))
 
 
 def _split_alpha(
@@ -63,7 +81,7 @@ def _split_alpha(
     if image.mode.startswith("I;16"):
         return _from_deep_grey(image)
     if image.mode in ("I", "F"):
-        raise PictureRefused(Refusal.FORMAT_UNSUPPORTED)
+        raise MediumRefused(Refusal.FORMAT_UNSUPPORTED)
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         key = image.info.get("transparency")
@@ -97,14 +115,20 @@ def _from_deep_grey(image: Image.Image) -> tuple[Image.Image, Image.Image | None
     return wide.point(levels, "L"), wide.point(opaque, "L")
 
 
-def _to_srgb(colour: Image.Image, profile: object) -> Image.Image:
+def _to_srgb(colour: Image.Image, profile: object) -> tuple[Image.Image, list[str]]:
+    """Convert, and tell how, if there was anything to do."""
     if isinstance(profile, bytes) and profile:
         try:
-            return _apply_profile(colour, profile)
+            converted = _apply_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass  # broken, or made for another mode: the picture is still good without it
+        else:
+            return converted, ["ICC profile to sRGB"] if converted is not colour else []
     # `convert` would copy what needs no change.
-    return colour if colour.mode == "RGB" else colour.convert("RGB")
+    if colour.mode == "RGB":
+        return colour, []
+    note = _NO_PROFILE_NOTES.get(colour.mode)
+    return colour.convert("RGB"), [note] if note else []
 
 
 def _apply_profile(colour: Image.Image, profile: bytes) -> Image.Image:

@@ -1,8 +1,11 @@
-"""What a picture file says of itself before any decoder runs. Pure bytes: no picture library."""
+"""What a file says of itself before any decoder runs. Pure bytes: no picture library."""
 
 import zlib
+from typing import Literal, TypeAlias
 
-from service.media.refusal import PictureRefused, Refusal
+from service.media.refusal import MediumRefused, Refusal
+
+MediaKind: TypeAlias = Literal["image", "document", "video"]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
@@ -16,7 +19,20 @@ _SIGNATURES = {
     b"II+\x00": "tiff",
     b"MM\x00+": "tiff",
 }
-_AVIF_BRANDS = (b"avif", b"avis")
+# By their order a file is told that names several: a picture may also call itself a film.
+_BRANDS = {
+    "avif": {b"avif", b"avis"},
+    "heic": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"},
+    "mov": {b"qt  "},
+    "mp4": {
+        *(b"isom", b"iso2", b"iso3", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1"),
+        *(b"hvc1", b"av01", b"dash", b"M4V ", b"MSNV", b"3gp4", b"3gp5", b"3gp6"),
+    },
+}
+_MATROSKA_SIGNATURE = b"\x1a\x45\xdf\xa3"
+# The first kilobyte may hold other things before it; readers have always allowed for that.
+_PDF_HEAD_BYTES = 1024
+_VIDEO_FORMATS = ("mp4", "mov", "webm", "mkv")
 
 
 def sniff(encoded: bytes) -> str | None:
@@ -26,21 +42,38 @@ def sniff(encoded: bytes) -> str | None:
             return file_format
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "webp"
-    if encoded[4:8] == b"ftyp" and _brands(encoded).intersection(_AVIF_BRANDS):
-        return "avif"
-    return None
+    if encoded[4:8] == b"ftyp":
+        return _sniff_brands(encoded)
+    if encoded.startswith(_MATROSKA_SIGNATURE):
+        return "webm" if b"webm" in encoded[:64] else "mkv"
+    return "pdf" if encoded.find(b"%PDF-", 0, _PDF_HEAD_BYTES) >= 0 else None
 
 
-def _brands(encoded: bytes) -> set[bytes]:
+def kind_of(encoded: bytes) -> MediaKind | None:
+    """Tell what a file is by its first bytes; None as in sniff."""
+    match sniff(encoded):
+        case None:
+            return None
+        case "pdf":
+            return "document"
+        case file_format:
+            return "video" if file_format in _VIDEO_FORMATS else "image"
+
+
+def _sniff_brands(encoded: bytes) -> str | None:
     box = encoded[8 : min(int.from_bytes(encoded[:4]), 256)]
-    return {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}  # 4 is the minor version
+    brands = {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}  # 4 is the minor version
+    for file_format, known in _BRANDS.items():
+        if brands & known:
+            return file_format
+    return None
 
 
 def check_png(encoded: bytes) -> None:
     """Check the length and checksum of every chunk, which Pillow leaves out for pixel data.
 
     Raises:
-        PictureRefused: TRUNCATED if the file ends before its end chunk, INVALID for a checksum.
+        MediumRefused: TRUNCATED if the file ends before its end chunk, INVALID for a checksum.
     """
     view = memoryview(encoded)
     position = len(_PNG_SIGNATURE)
@@ -49,11 +82,11 @@ def check_png(encoded: bytes) -> None:
         if end > len(encoded):
             break
         if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            raise PictureRefused(Refusal.INVALID)
+            raise MediumRefused(Refusal.INVALID)
         if encoded.startswith(b"IEND", position + 4):
             return
         position = end
-    raise PictureRefused(Refusal.TRUNCATED)
+    raise MediumRefused(Refusal.TRUNCATED)
 
 
 def ends_early(encoded: bytes, file_format: str) -> bool:
@@ -67,7 +100,7 @@ def ends_early(encoded: bytes, file_format: str) -> bool:
             return len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
         case "bmp":
             return len(encoded) < int.from_bytes(encoded[2:6], "little")
-        case "avif":
+        case "avif" | "heic":
             return _boxes_end(encoded) > len(encoded)
         case _:  # a PNG's chunks are checked before; a TIFF has no order to tell by
             return False

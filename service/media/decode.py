@@ -1,7 +1,7 @@
 """One picture's bytes to the pixels the model sees; runs in a decoder process.
 
 Imports Pillow and the standard library only, so that such a process starts quickly. Refuses by
-PictureRefused alone: nothing of a library's text leaves.
+MediumRefused alone: nothing of a library's text leaves.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from PIL import (
     AvifImagePlugin,
@@ -28,7 +29,7 @@ from PIL import (
 from service.media.colour import to_upright_rgb
 from service.media.container import check_png, ends_early, sniff
 from service.media.decoded_image import DecodedImage
-from service.media.refusal import PictureRefused, Refusal
+from service.media.refusal import MediumRefused, Refusal
 from service.media.resize import ResizeBounds, smart_resize
 
 # Called by name, not through `Image.open`: no other plugin can ever see a client's bytes.
@@ -60,15 +61,19 @@ def decode(encoded: bytes, source: SourceBounds, bounds: ResizeBounds) -> Decode
     A large JPEG is decoded whole: its own reduced sizes are quicker, but give other pixels.
 
     Raises:
-        PictureRefused: with the finding.
+        MediumRefused: with the finding.
     """
     with _opened(encoded, source) as (image, file_format):
-        _target_size(image, bounds)  # refuses an impossible shape before the decoder runs
+        target_size(
+            image.height, image.width, bounds
+        )  # refuses an impossible shape before the decoder runs
         # Read before `load` consumes the tiles.
         deep_colour = any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
-        upright = to_upright_rgb(image, deep_colour=deep_colour)
-    height, width = _target_size(upright, bounds)
+        upright, notes = to_upright_rgb(image, deep_colour=deep_colour)
+        if getattr(image, "is_animated", False):
+            notes = ("first of several frames", *notes)
+    height, width = target_size(upright.height, upright.width, bounds)
     resized = upright.resize((width, height), Image.Resampling.BICUBIC)
     pixels = resized.tobytes()
     return DecodedImage(
@@ -79,6 +84,8 @@ def decode(encoded: bytes, source: SourceBounds, bounds: ResizeBounds) -> Decode
         source_height=upright.height,
         source_width=upright.width,
         source_format=file_format,
+        source_mode=image.mode,
+        notes=notes,
     )
 
 
@@ -86,7 +93,7 @@ def measure(encoded: bytes, source: SourceBounds) -> int:
     """Read the number of pixels from the header, without decoding.
 
     Raises:
-        PictureRefused: with the finding.
+        MediumRefused: with the finding.
     """
     with _opened(encoded, source) as (image, _):
         return image.width * image.height
@@ -99,17 +106,22 @@ def content_hash(height: int, width: int, pixels: bytes) -> bytes:
     return digest.digest()
 
 
-def _target_size(image: Image.Image, bounds: ResizeBounds) -> tuple[int, int]:
+def target_size(height: int, width: int, bounds: ResizeBounds) -> tuple[int, int]:
+    """Do as `smart_resize`.
+
+    Raises:
+        MediumRefused: ASPECT_RATIO.
+    """
     try:
         return smart_resize(
-            image.height,
-            image.width,
+            height,
+            width,
             factor=bounds.factor,
             min_pixels=bounds.min_pixels,
             max_pixels=bounds.max_pixels,
         )
     except ValueError as error:
-        raise PictureRefused(Refusal.ASPECT_RATIO) from error
+        raise MediumRefused(Refusal.ASPECT_RATIO) from error
 
 
 @contextmanager
@@ -121,31 +133,42 @@ def _opened(encoded: bytes, source: SourceBounds) -> Generator[tuple[ImageFile.I
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _READERS[file_format](io.BytesIO(encoded))
+            image = _reader(file_format)(io.BytesIO(encoded))
             _check_before_decoding(image, encoded, file_format, source)
             yield image, file_format
-    except PictureRefused:
+    except MediumRefused:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
         early = ends_early(encoded, file_format)
-        raise PictureRefused(Refusal.TRUNCATED if early else Refusal.INVALID) from error
+        raise MediumRefused(Refusal.TRUNCATED if early else Refusal.INVALID) from error
 
 
 def _accepted_format(encoded: bytes, source: SourceBounds) -> str:
     if not encoded:
-        raise PictureRefused(Refusal.EMPTY)
+        raise MediumRefused(Refusal.EMPTY)
     file_format = sniff(encoded)
     if file_format is None or file_format not in source.formats:
-        raise PictureRefused(Refusal.FORMAT_UNSUPPORTED)
+        raise MediumRefused(Refusal.FORMAT_UNSUPPORTED)
     if file_format in ("avif", "webp") and not features.check(file_format):
-        raise PictureRefused(Refusal.FORMAT_UNSUPPORTED)
+        raise MediumRefused(Refusal.FORMAT_UNSUPPORTED)
     return file_format
+
+
+def _reader(file_format: str) -> type[ImageFile.ImageFile]:
+    if file_format != "heic":
+        return _READERS[file_format]
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise MediumRefused(Refusal.FORMAT_UNSUPPORTED) from error
+    # Upright by itself: it forgets the EXIF orientation, which repeats the file's own turn.
+    return cast("type[ImageFile.ImageFile]", HeifImageFile)
 
 
 def _check_before_decoding(
     image: ImageFile.ImageFile, encoded: bytes, file_format: str, source: SourceBounds
 ) -> None:
     if image.width * image.height > source.max_pixels:
-        raise PictureRefused(Refusal.TOO_MANY_PIXELS)
+        raise MediumRefused(Refusal.TOO_MANY_PIXELS)
     if file_format == "png":
         check_png(encoded)

@@ -1,4 +1,4 @@
-"""A decoder process: reads pictures from its standard input, writes pixels to its output.
+"""A decoder process: reads files from its standard input, writes pixels to its output.
 
 Started as `python -m service.media.decoder_main SETTINGS`, one per place in the pool. Imports
 little, so that it starts quickly; ends when its input does.
@@ -7,28 +7,35 @@ little, so that it starts quickly; ends when its input does.
 import os
 import signal
 import sys
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, assert_never
 
 import msgspec
 
+from service.media import pdf
 from service.media.confine import cpu_limited, limit_memory
 from service.media.decode import SourceBounds, decode, measure
 from service.media.decoder_messages import (
+    Answer,
     Decode,
     Decoded,
-    DecoderReply,
     DecoderRequest,
     DecoderSettings,
     Failed,
     Hello,
     Measure,
     Measured,
+    Opened,
     Refused,
+    Render,
+    Sample,
+    Sampled,
     read_exactly,
     read_request,
     write_frame,
 )
-from service.media.refusal import PictureRefused
+from service.media.refusal import MediumRefused
+from service.media.video import VideoSource, sample
 
 
 def main() -> None:
@@ -45,39 +52,70 @@ def main() -> None:
                 return
             num_bytes = 0 if isinstance(request, Hello) else request.num_bytes
             encoded = read_exactly(requests, num_bytes)
-            with cpu_limited(settings.max_cpu_seconds):
-                reply, pixels = answer(request, encoded, settings)
-            write_frame(replies, reply)
-            replies.write(pixels)
-            replies.flush()
+            for reply, pixels in _in_time(answers(request, encoded, settings), request, settings):
+                write_frame(replies, reply)
+                replies.write(pixels)
+                replies.flush()
 
 
-def answer(
-    request: DecoderRequest, encoded: bytes, settings: DecoderSettings
-) -> tuple[DecoderReply, bytes]:
-    """Do what was asked; whatever goes wrong is a reply too."""
-    source = SourceBounds(formats=settings.formats, max_pixels=settings.max_source_pixels)
+def answers(request: DecoderRequest, encoded: bytes, settings: DecoderSettings) -> Iterator[Answer]:
+    """Do what was asked, one answer at a time; whatever goes wrong is an answer too."""
     try:
-        match request:
-            case Hello():
-                return Hello(), b""
-            case Measure():
-                return Measured(num_pixels=measure(encoded, source)), b""
-            case Decode():
-                image = decode(encoded, source, request.bounds)
-    except PictureRefused as refused:
-        return Refused(refusal=refused.refusal), b""
+        yield from _answers(request, encoded, settings)
+    except MediumRefused as refused:
+        yield Answer(Refused(refusal=refused.refusal, num_pages=refused.num_pages))
     except Exception as error:  # noqa: BLE001 - ours; the worker logs it and answers 500
-        return Failed(error=type(error).__name__), b""
-    reply = Decoded(
-        height=image.height,
-        width=image.width,
-        content_hash=image.content_hash,
-        source_height=image.source_height,
-        source_width=image.source_width,
-        source_format=image.source_format,
-    )
-    return reply, image.pixels
+        yield Answer(Failed(error=type(error).__name__))
+
+
+def _answers(
+    request: DecoderRequest, encoded: bytes, settings: DecoderSettings
+) -> Iterator[Answer]:
+    source = SourceBounds(formats=settings.formats, max_pixels=settings.max_source_pixels)
+    match request:
+        case Hello():
+            yield Answer(Hello())
+        case Measure():
+            yield Answer(Measured(num_pixels=measure(encoded, source)))
+        case Decode():
+            image = decode(encoded, source, request.bounds)
+            yield Answer(Decoded.of(image), image.pixels)
+        case Render():
+            yield from _render(request, encoded, settings)
+        case Sample():
+            video_source = VideoSource(
+                max_seconds=settings.max_video_seconds,
+                max_frames=settings.max_video_frames,
+                max_pixels=settings.max_source_pixels,
+            )
+            video = sample(encoded, video_source, request.bounds)
+            yield Answer(Sampled.of(video), video.pixels)
+        case _:
+            assert_never(request)
+
+
+def _render(request: Render, encoded: bytes, settings: DecoderSettings) -> Iterator[Answer]:
+    page_bounds = pdf.PageBounds(settings.document_dpi, settings.max_source_pixels)
+    with pdf.opened(encoded) as document:
+        numbers = pdf.choose_pages(document, request.pages, settings.max_document_pages)
+        yield Answer(Opened(num_pages=len(document), numbers=numbers))
+        for number in numbers:
+            image = pdf.render(document, number, page_bounds, request.bounds)
+            yield Answer(Decoded.of(image), image.pixels)
+
+
+def _in_time(
+    coming: Iterator[Answer], request: DecoderRequest, settings: DecoderSettings
+) -> Iterator[Answer]:
+    """Bound the CPU time of each answer: of every page, and of a video as a whole."""
+    is_video = isinstance(request, Sample)
+    max_seconds = settings.max_video_cpu_seconds if is_video else settings.max_cpu_seconds
+    while True:
+        with cpu_limited(max_seconds):
+            answer = next(coming, None)
+        if answer is None:
+            return
+        yield answer
 
 
 def _claim_stdout() -> BinaryIO:

@@ -1,19 +1,25 @@
 """Every message between a web worker and a decoder process; a frame each, bytes behind it.
 
 A frame is a length of four bytes and msgpack; nothing is unpickled. The encoded file follows its
-request raw, and the pixels their reply, so that neither is copied into a frame.
+request raw, and the pixels their reply, so that neither is copied into a frame. A request has one
+reply, but for Render: after Opened come as many Decoded as it names pages, or the refusal that
+ends them.
 """
 
 import struct
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import msgspec
 
+from service.media.decoded_image import DecodedImage
 from service.media.refusal import Refusal
 from service.media.resize import ResizeBounds
+from service.media.sampled_video import SampledVideo
+from service.media.sampling import VideoBounds
 
 _LENGTH = struct.Struct(">I")
-_MAX_FRAME_BYTES = 4096
+# The longest has the times of a video's frames, or the numbers of a document's pages.
+_MAX_FRAME_BYTES = 64 * 1024
 
 
 class DecoderSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +29,11 @@ class DecoderSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_source_pixels: int
     max_memory_bytes: int
     max_cpu_seconds: int
+    document_dpi: int
+    max_document_pages: int
+    max_video_seconds: int
+    max_video_frames: int
+    max_video_cpu_seconds: int
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -42,6 +53,21 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, tag="measure"):
     num_bytes: int
 
 
+class Render(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
+    """Draw pages of the document of this many bytes that follows; None is all of them."""
+
+    num_bytes: int
+    pages: tuple[int, ...] | None
+    bounds: ResizeBounds
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample"):
+    """Sample the video of this many bytes that follows."""
+
+    num_bytes: int
+    bounds: VideoBounds
+
+
 class Decoded(msgspec.Struct, frozen=True, kw_only=True, tag="decoded"):
     """The fields of DecodedImage; height x width x 3 bytes of pixels follow."""
 
@@ -51,6 +77,48 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True, tag="decoded"):
     source_height: int
     source_width: int
     source_format: str
+    source_mode: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, image: DecodedImage) -> "Decoded":
+        """Describe a picture whose pixels go beside it."""
+        return cls(**{name: getattr(image, name) for name in cls.__struct_fields__})
+
+    def with_pixels(self, pixels: bytes) -> DecodedImage:
+        """Put a picture together again."""
+        return DecodedImage(pixels=pixels, **msgspec.structs.asdict(self))
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
+    """A document of num_pages pages; a Decoded follows for each of these numbers."""
+
+    num_pages: int
+    numbers: tuple[int, ...]
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True, tag="sampled"):
+    """The fields of SampledVideo; num_frames x height x width x 3 bytes of pixels follow."""
+
+    num_frames: int
+    height: int
+    width: int
+    content_hash: bytes
+    timestamps: tuple[float, ...]
+    source_height: int
+    source_width: int
+    source_frames: int
+    source_seconds: float
+    source_format: str
+
+    @classmethod
+    def of(cls, video: SampledVideo) -> "Sampled":
+        """Describe a video whose pixels go beside it."""
+        return cls(**{name: getattr(video, name) for name in cls.__struct_fields__})
+
+    def with_pixels(self, pixels: bytes) -> SampledVideo:
+        """Put a video together again."""
+        return SampledVideo(pixels=pixels, **msgspec.structs.asdict(self))
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
@@ -60,9 +128,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
-    """The picture cannot be used."""
+    """The file cannot be used. num_pages: as in MediumRefused."""
 
     refusal: Refusal
+    num_pages: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
@@ -71,8 +140,16 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     error: str
 
 
-DecoderRequest: TypeAlias = Hello | Decode | Measure
-DecoderReply: TypeAlias = Hello | Decoded | Measured | Refused | Failed
+DecoderRequest: TypeAlias = Hello | Decode | Measure | Render | Sample
+DecoderReply: TypeAlias = Hello | Decoded | Measured | Opened | Sampled | Refused | Failed
+
+
+class Answer(NamedTuple):
+    """A reply and the pixels behind it, if any."""
+
+    reply: DecoderReply
+    pixels: bytes = b""
+
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(DecoderRequest)

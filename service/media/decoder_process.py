@@ -15,10 +15,14 @@ from typing import BinaryIO, cast
 import msgspec
 
 from service.media.decoder_messages import (
+    Answer,
     Decoded,
     DecoderReply,
     DecoderRequest,
     DecoderSettings,
+    Opened,
+    Render,
+    Sampled,
     read_exactly,
     read_reply,
     write_frame,
@@ -26,7 +30,7 @@ from service.media.decoder_messages import (
 
 _ROOT = Path(__file__).parents[2]
 _PIPE_BYTES = 1024 * 1024
-# A process taken over by a hostile picture may claim anything; no model takes as much as this.
+# A process taken over by a hostile file may claim anything; no model takes as much as this.
 _MAX_PIXELS = 64 * 1024 * 1024
 
 
@@ -51,8 +55,8 @@ class DecoderProcess:
         # Held while asking, so that `close` in another thread reaps only what nobody uses.
         self._asking = threading.Lock()
 
-    def ask(self, request: DecoderRequest, encoded: bytes) -> tuple[DecoderReply, bytes]:
-        """Send a request and a file; wait for the reply and, if there are any, its pixels.
+    def ask(self, request: DecoderRequest, encoded: bytes) -> list[Answer]:
+        """Send a request and a file; wait for the answer, of which a document's has many.
 
         Raises:
             DecoderDied: no answer came. The process has been reaped.
@@ -96,23 +100,23 @@ class DecoderProcess:
             self._process.kill()
         return self._process
 
-    @staticmethod
     def _exchange(
-        process: subprocess.Popen[bytes],
-        request: DecoderRequest,
-        encoded: bytes,
-    ) -> tuple[DecoderReply, bytes]:
+        self, process: subprocess.Popen[bytes], request: DecoderRequest, encoded: bytes
+    ) -> list[Answer]:
         requests = cast("BinaryIO", process.stdin)
         replies = cast("BinaryIO", process.stdout)
         write_frame(requests, request)
         requests.write(encoded)
         requests.flush()
-        reply = read_reply(replies)
-        if not isinstance(reply, Decoded):
-            return reply, b""
-        if not (0 < reply.height * reply.width <= _MAX_PIXELS and len(reply.content_hash) == 32):
-            raise ValueError("impossible reply")
-        return reply, read_exactly(replies, reply.height * reply.width * 3)
+        answers = [_read_answer(replies)]
+        opened = answers[0].reply
+        if isinstance(opened, Opened):
+            _check_pages(opened, request, self._settings.max_document_pages)
+            for _ in opened.numbers:
+                answers.append(_read_answer(replies))
+                if not isinstance(answers[-1].reply, Decoded):
+                    break
+        return answers
 
     def _reap(self) -> int | None:
         """Make sure the process has ended; return what it ended with."""
@@ -127,6 +131,43 @@ class DecoderProcess:
             with contextlib.suppress(BrokenPipeError):
                 cast("BinaryIO", pipe).close()
         return status
+
+
+def _read_answer(replies: BinaryIO) -> Answer:
+    reply = read_reply(replies)
+    return Answer(reply, read_exactly(replies, 3 * _num_pixels(reply)))
+
+
+def _num_pixels(reply: DecoderReply) -> int:
+    """Tell how many pixels follow a reply.
+
+    Raises:
+        ValueError: more than any model takes, or none where there must be some.
+    """
+    match reply:
+        case Decoded():
+            num_frames = 1
+        case Sampled():
+            num_frames = reply.num_frames
+        case _:
+            return 0
+    num_pixels = num_frames * reply.height * reply.width
+    sides = min(num_frames, reply.height, reply.width)
+    if sides < 1 or num_pixels > _MAX_PIXELS or len(reply.content_hash) != 32:
+        raise ValueError("impossible reply")
+    return num_pixels
+
+
+def _check_pages(opened: Opened, request: DecoderRequest, max_pages: int) -> None:
+    """Refuse other pages than those asked for.
+
+    Raises:
+        ValueError: the process would send what nobody asked for.
+    """
+    numbers = opened.numbers
+    asked = request.pages if isinstance(request, Render) else ()
+    if not 0 < len(numbers) <= max_pages or asked not in (None, numbers):
+        raise ValueError("impossible reply")
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Decodes pictures in processes of their own, so that hostile bytes never meet a web worker.
+"""Decodes files in processes of their own, so that hostile bytes never meet a web worker.
 
-Knows which process is free and what a finding means for the client; not how pictures are decoded.
+Knows which process is free and whom a death is to be blamed on; not how files are decoded.
 """
 
 import hashlib
@@ -12,25 +12,33 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from service.errors import ClientError, ImageRefused, InternalError, ServiceError, TooLarge
+from service.errors import InternalError, ServiceError
 from service.media.budget import MediaLimits, check_images, check_total_pixels
 from service.media.decoded_image import DecodedImage
 from service.media.decoder_messages import (
+    Answer,
     Decode,
     Decoded,
-    DecoderReply,
     DecoderRequest,
     DecoderSettings,
     Failed,
     Hello,
     Measure,
     Measured,
+    Opened,
     Refused,
+    Render,
+    Sample,
+    Sampled,
 )
 from service.media.decoder_process import DecoderDied, DecoderProcess
 from service.media.encoded import EncodedFile
-from service.media.refusal import Refusal
-from service.media.resize import MAX_ASPECT_RATIO, ResizeBounds
+from service.media.findings import blame, to_error
+from service.media.medium import Document, Page
+from service.media.pages import read_pages
+from service.media.resize import ResizeBounds
+from service.media.sampled_video import SampledVideo
+from service.media.sampling import VideoBounds
 
 Found = TypeVar("Found")
 Wanted = TypeVar("Wanted")
@@ -40,10 +48,10 @@ _log = structlog.get_logger()
 
 
 class ImagePool:
-    """A bounded number of processes that decode pictures, one each at a time.
+    """A bounded number of processes that decode pictures, documents and videos, one each at a time.
 
-    A picture is blamed for the second process that dies of it, or for one that ran out of CPU
-    time; no other picture suffers, and new processes take the dead ones' places. A cancelled
+    A file is blamed for the second process that dies of it, or for one that ran out of CPU
+    time; no other file suffers, and new processes take the dead ones' places. A cancelled
     caller's process is killed. All end with `close`, or when this process is gone.
     """
 
@@ -54,6 +62,11 @@ class ImagePool:
             max_source_pixels=limits.max_image_pixels,
             max_memory_bytes=limits.max_decode_memory_bytes,
             max_cpu_seconds=limits.max_decode_cpu_seconds,
+            document_dpi=limits.document_dpi,
+            max_document_pages=limits.max_document_pages,
+            max_video_seconds=limits.max_video_seconds,
+            max_video_frames=limits.max_video_frames,
+            max_video_cpu_seconds=limits.max_video_cpu_seconds,
         )
         self._num_processes = num_processes
         self._turns = anyio.Semaphore(num_processes)
@@ -86,18 +99,55 @@ class ImagePool:
             InternalError: the fault is ours.
         """
         request = Decode(num_bytes=len(image.encoded), bounds=bounds)
-        reply, pixels = await self._judge(request, image)
-        if not isinstance(reply, Decoded):
+        match await self._judge(request, image):
+            case [Answer(Decoded() as reply, pixels)]:
+                return reply.with_pixels(pixels)
+            case _:
+                raise InternalError
+
+    async def render_document(
+        self, document: EncodedFile, pages: str | None, bounds: ResizeBounds
+    ) -> Document:
+        """Draw pages of a document: those named, as in `1-3,7`, or all.
+
+        Raises:
+            RequestInvalid: `pages` is malformed or names one that is not there.
+            TooLarge: too many pages, or one beyond all measure.
+            ImageRefused: the document cannot be used; `param` is the document's.
+            InternalError: the fault is ours.
+        """
+        limit = self._limits.max_document_pages
+        wanted = None
+        if pages is not None:
+            wanted = read_pages(pages, max_pages=limit, param=document.param)
+        request = Render(num_bytes=len(document.encoded), pages=wanted, bounds=bounds)
+        opened, *drawn = await self._judge(request, document)
+        if not isinstance(opened.reply, Opened):
             raise InternalError
-        return DecodedImage(
-            height=reply.height,
-            width=reply.width,
-            pixels=pixels,
-            content_hash=reply.content_hash,
-            source_height=reply.source_height,
-            source_width=reply.source_width,
-            source_format=reply.source_format,
+        numbered = zip(opened.reply.numbers, drawn, strict=True)
+        return Document(
+            opened.reply.num_pages,
+            tuple(
+                Page(number, reply.with_pixels(pixels))
+                for number, (reply, pixels) in numbered
+                if isinstance(reply, Decoded)
+            ),
         )
+
+    async def sample_video(self, video: EncodedFile, bounds: VideoBounds) -> SampledVideo:
+        """Decode the frames of a video that the model is to see.
+
+        Raises:
+            ImageRefused: the video cannot be used, or no video can here; `param` is the video's.
+            TooLarge: too long, or its frames too large.
+            InternalError: the fault is ours.
+        """
+        request = Sample(num_bytes=len(video.encoded), bounds=bounds)
+        match await self._judge(request, video):
+            case [Answer(Sampled() as reply, pixels)]:
+                return reply.with_pixels(pixels)
+            case _:
+                raise InternalError
 
     async def decode_all(
         self, images: Sequence[EncodedFile], bounds: Sequence[ResizeBounds]
@@ -124,39 +174,37 @@ class ImagePool:
         check_total_pixels([num_pixels[place] for place in places], self._limits)
 
     async def _measure(self, image: EncodedFile) -> int:
-        reply, _ = await self._judge(Measure(num_bytes=len(image.encoded)), image)
-        if not isinstance(reply, Measured):
-            raise InternalError
-        return reply.num_pixels
+        match await self._judge(Measure(num_bytes=len(image.encoded)), image):
+            case [Answer(Measured(num_pixels=num_pixels))]:
+                return num_pixels
+            case _:
+                raise InternalError
 
-    async def _judge(
-        self, request: DecoderRequest, image: EncodedFile
-    ) -> tuple[DecoderReply, bytes]:
-        """Ask about a picture and turn a finding into the client's error."""
+    async def _judge(self, request: DecoderRequest, file: EncodedFile) -> list[Answer]:
+        """Ask about a file and turn a finding into the client's error."""
         try:
-            reply, pixels = await self._try_twice(request, image.encoded)
+            answers = await self._try_twice(request, file.encoded)
         except DecoderDied as death:
             await self._check_health()
-            raise self._to_error(Refusal.INVALID, image.param) from death
-        match reply:
-            case Refused():
-                raise self._to_error(reply.refusal, image.param)
-            case Failed():
-                _log.error("decoder failed", error=reply.error)
+            finding = blame(request, out_of_time=death.out_of_time)
+            raise to_error(finding, self._limits, file.param) from death
+        match answers[-1].reply:  # only the last one can be bad: it ends the rest
+            case Refused() as finding:
+                raise to_error(finding, self._limits, file.param)
+            case Failed(error=error):
+                _log.error("decoder failed", error=error)
                 raise InternalError
             case _:
-                return reply, pixels
+                return answers
 
     async def _check_health(self) -> None:
-        """Tell a picture that kills its process from a pool that cannot work at all."""
+        """Tell a file that kills its process from a pool that cannot work at all."""
         try:
             await self._ask(Hello(), b"")
         except DecoderDied as broken:
             raise InternalError from broken
 
-    async def _try_twice(
-        self, request: DecoderRequest, encoded: bytes
-    ) -> tuple[DecoderReply, bytes]:
+    async def _try_twice(self, request: DecoderRequest, encoded: bytes) -> list[Answer]:
         """Ask again if the process died: that may have been another's doing."""
         try:
             return await self._ask(request, encoded)
@@ -165,12 +213,12 @@ class ImagePool:
                 raise
             return await self._ask(request, encoded)
 
-    async def _ask(self, request: DecoderRequest, encoded: bytes) -> tuple[DecoderReply, bytes]:
+    async def _ask(self, request: DecoderRequest, encoded: bytes) -> list[Answer]:
         async with self._turns:
             process = self._idle.pop() if self._idle else DecoderProcess(self._settings)
             answered = False
             try:
-                answer = await anyio.to_thread.run_sync(
+                answers = await anyio.to_thread.run_sync(
                     process.ask,
                     request,
                     encoded,
@@ -184,25 +232,7 @@ class ImagePool:
                     self._idle.append(process)
                 else:
                     process.discard()
-            return answer
-
-    def _to_error(self, refusal: Refusal, param: str) -> ClientError:
-        match refusal:
-            case Refusal.TOO_MANY_PIXELS:
-                message = f"An image may have {self._limits.max_image_pixels} pixels."
-                return TooLarge(refusal, message, param=param)
-            case Refusal.EMPTY:
-                message = "The image has no bytes."
-            case Refusal.FORMAT_UNSUPPORTED:
-                names = ", ".join(name.upper() for name in self._limits.formats)
-                message = f"The image's format is not supported; supported are {names}."
-            case Refusal.ASPECT_RATIO:
-                message = f"An image's sides may differ by a factor of {MAX_ASPECT_RATIO}."
-            case Refusal.TRUNCATED:
-                message = "The image ends before its end."
-            case Refusal.INVALID:
-                message = "The image is broken and cannot be decoded."
-        return ImageRefused(refusal, message, param=param)
+            return answers
 
 
 async def _side_by_side(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from service.media.decode import decode
-from service.media.refusal import PictureRefused, Refusal
+from service.media.refusal import MediumRefused, Refusal
 from service.media.resize import ResizeBounds
 
 SIZE = (64, 64)
@@ -177,7 +177,7 @@ def test_lab_becomes_srgb(lab, expected, encode, colour_of):
 def test_samples_without_a_defined_white_are_refused(mode, value, encode, look):
     encoded = encode(Image.new(mode, SIZE, value), "TIFF")
 
-    with pytest.raises(PictureRefused) as caught:
+    with pytest.raises(MediumRefused) as caught:
         look(encoded)
     assert caught.value.refusal == Refusal.FORMAT_UNSUPPORTED
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from service.media.decode import SourceBounds, content_hash, decode, measure
-from service.media.refusal import PictureRefused, Refusal
+from service.media.refusal import MediumRefused, Refusal
 from service.media.resize import ResizeBounds
 
 ALL_FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "tiff")
@@ -23,7 +23,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def finding(encoded: bytes, source: SourceBounds = SOURCE) -> Refusal:
-    with pytest.raises(PictureRefused) as caught:
+    with pytest.raises(MediumRefused) as caught:
         decode(encoded, source, BOUNDS)
     return caught.value.refusal
 
@@ -133,7 +133,7 @@ def test_a_file_cut_short_is_told_so(file_format, share, encode):
 def test_a_file_cut_anywhere_is_decoded_or_refused(file_format, encode):
     encoded = encode(photo(40, 30), file_format)
     for end in range(1, len(encoded), max(1, len(encoded) // 60)):
-        with suppress(PictureRefused):
+        with suppress(MediumRefused):
             decode(encoded[:end], SOURCE, BOUNDS)
 
 
@@ -188,7 +188,7 @@ def test_only_the_first_of_many_frames_is_decoded(encode):
 
 def test_measuring_reads_the_header_alone(encode):
     assert measure(header_only_png(700, 600), SOURCE) == 420_000
-    with pytest.raises(PictureRefused):
+    with pytest.raises(MediumRefused):
         measure(header_only_png(7000, 600), SOURCE)
 
 
@@ -200,7 +200,7 @@ def test_equal_pixels_of_another_shape_hash_differently():
 
 
 def test_a_refusal_carries_no_library_text(encode):
-    with pytest.raises(PictureRefused) as caught:
+    with pytest.raises(MediumRefused) as caught:
         decode(encode(photo(), "JPEG")[:500], SOURCE, BOUNDS)
 
     assert str(caught.value) == "image_truncated"
@@ -223,7 +223,7 @@ heads = st.sampled_from(
 
 @given(heads, st.binary(max_size=400))
 def test_random_bytes_are_a_finding_and_nothing_else(head, tail):
-    with suppress(PictureRefused):
+    with suppress(MediumRefused):
         decode(head + tail, SOURCE, BOUNDS)
 
 
@@ -235,7 +235,7 @@ def test_damaged_files_are_decoded_or_a_finding(file_format, data):
     places = st.integers(0, len(encoded) - 1)
     for place in data.draw(st.lists(places, min_size=1, max_size=4)):
         encoded[place] = data.draw(st.integers(0, 255))
-    with suppress(PictureRefused):
+    with suppress(MediumRefused):
         decode(bytes(encoded), SOURCE, BOUNDS)
 
 
