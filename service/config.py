@@ -15,6 +15,7 @@ from inference.config import EngineConfig
 from inference.log import LogFormat, LogLevel
 from service.access.settings import AccessSettings
 from service.connection_limits import ConnectionLimits
+from service.file_settings import FileSettings
 from service.media.budget import MediaLimits
 from service.media.fetch_settings import FetchSettings
 
@@ -72,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: LogFormat = "auto"
     engine: EngineConfig = EngineConfig()
     fetch: FetchSettings = FetchSettings()
+    files: FileSettings = FileSettings()
     media: MediaLimits = MediaLimits()
     access: AccessSettings = AccessSettings()
     connections: ConnectionLimits = ConnectionLimits()

@@ -19,6 +19,7 @@ ServiceError
     ├── Overloaded             503  with the seconds after which to try again
     ├── DeadlineUnreachable    503  refused at once: it could not be answered in time
     ├── EngineUnavailable      503  starting, restarting or lost
+    ├── StorageFull            503  no room for another file
     ├── OutOfMemory            503
     ├── DeadlineExceeded       504
     └── InternalError          500
@@ -191,6 +192,16 @@ class EngineUnavailable(ServerError):
     status = 503
     type = "overloaded_error"
     retry_after_seconds = 5.0
+
+
+class StorageFull(ServerError):
+    """There is no room for another file, until others expire."""
+
+    status = 503
+    retry_after_seconds = 60.0
+
+    def __init__(self) -> None:
+        super().__init__("storage_full", "There is no room for another file; try again later.")
 
 
 class OutOfMemory(ServerError):

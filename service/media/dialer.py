@@ -5,6 +5,7 @@ asked: a name that resolves otherwise the next moment changes nothing. Loaded wi
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import cast
 
 import httpcore2
 
@@ -25,7 +26,8 @@ class Dialer(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._backend: httpcore2.AsyncNetworkBackend = httpcore2.AnyIOBackend()
+        # The class has two definitions, of which the second is for want of anyio.
+        self._backend = cast("httpcore2.AsyncNetworkBackend", httpcore2.AnyIOBackend())
 
     async def connect_tcp(
         self,
