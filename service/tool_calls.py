@@ -67,7 +67,8 @@ class ToolCallSplitter:
     For every answer one splitter: `feed` its texts in order (of a thinking model those behind the
     reasoning), then `finish`. A call starts once its name is certain. Its arguments follow as they
     arrive, valid or not, as clients of OpenAI's API are told to expect. What starts no call (not
-    JSON, no such function) is content, tags and all. Whitespace around a call is nobody's.
+    JSON, no such function) is content, tags and all. Whitespace before a call is left out, and behind
+    one where no content follows or none came before.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -75,8 +76,9 @@ class ToolCallSplitter:
         self._names = frozenset(names)
         self._place = _Place.CONTENT
         self._held = ""  # a part of a tag, or what stands between the opening tag and the object
-        self._space = ""  # at the end of the content: dropped if a call follows
-        self._is_behind_call = False  # where whitespace is dropped, too
+        self._space: str = ""  # at the end of the content: dropped if a call follows
+        self._is_behind_call = False  # nothing but whitespace since
+        self._has_content = False
         self._object: list[str] = []
         self._num_characters = 0
         self._json = _Nesting()
@@ -97,7 +99,7 @@ class ToolCallSplitter:
             self._say(self._held)
         elif self._place in (_Place.OPENED, _Place.CALL):
             self._say(OPENING + self._held + "".join(self._object))
-        if self._space:
+        if self._space and not self._is_behind_call:
             self._events.append(ContentText(self._space))
         return self._take_events()
 
@@ -200,13 +202,18 @@ class ToolCallSplitter:
         self._say(OPENING + text)
 
     def _say(self, text: str) -> None:
-        if self._is_behind_call:
-            text = text.lstrip()
-            self._is_behind_call = not text
         text = self._space + text
+        if self._is_behind_call:
+            words = text.lstrip()
+            self._space = text[: len(text) - len(words)][-_MAX_SPACE_CHARACTERS:]
+            if not words:
+                return
+            text = self._space + words if self._has_content else words
+            self._is_behind_call = False
         certain = max(len(text.rstrip()), len(text) - _MAX_SPACE_CHARACTERS)
         self._space = text[certain:]
         if certain:
+            self._has_content = True
             self._events.append(ContentText(text[:certain]))
 
 
