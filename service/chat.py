@@ -1,7 +1,7 @@
 """From a canonical request to its answers: pictures, prompt, engine, text. Knows no dialect."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, Protocol
 from uuid import uuid4
@@ -19,8 +19,8 @@ from service.errors import EngineUnavailable
 from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
-from service.media.medium import Medium, images_of
-from service.media.resize import ResizeBounds
+from service.media.medium import Medium, sights_of
+from service.media.model_bounds import ModelBounds, read_model_bounds
 from service.prompt import Prompt, PromptBuilder
 from service.request_log import RequestRecord
 from service.stages import milliseconds
@@ -57,7 +57,7 @@ class _Checkpoint(NamedTuple):
     model: ModelFacts
     prompts: PromptBuilder
     vocabulary: Vocabulary
-    bounds: ResizeBounds
+    bounds: ModelBounds
 
 
 class Chat:
@@ -72,6 +72,18 @@ class Chat:
         self._checkpoint: _Checkpoint | None = None
         self._loading = anyio.Lock()
         self._ids_in_flight: set[str] = set()
+
+    @property
+    def model(self) -> ModelFacts:
+        """Tell what is served.
+
+        Raises:
+            EngineUnavailable: no engine was ready yet.
+        """
+        model = self.engine.model
+        if model is None:
+            raise EngineUnavailable("engine_starting", "The engine is starting.")
+        return model
 
     @property
     def is_ready(self) -> bool:
@@ -116,11 +128,28 @@ class Chat:
             conversation.messages, media, conversation.tools
         )
         record.stages.prompt = milliseconds(time.perf_counter() - started_at)
-        images = list(images_of(media))
-        if images:
-            record.facts["num_images"] = len(images)
-        visions = [_vision(image) for image in images]
+        visions = [_vision(sight) for sight in sights_of(media)]
+        if visions:
+            record.facts["num_images"] = len(visions)
         return Prepared(prompt, media, visions, checkpoint.vocabulary)
+
+    async def tokenise(self, text: str) -> list[int]:
+        """Make the tokens of a text alone; spelt special tokens stay text.
+
+        Raises:
+            ServiceError: the text is not Unicode, or there is no engine yet.
+        """
+        checkpoint = await self._current_checkpoint()
+        return await checkpoint.prompts.tokenise_async(text)
+
+    async def spell(self, token_ids: Sequence[int]) -> str:
+        """Join the tokens' text, special ones included; ids without a token are nothing.
+
+        Raises:
+            ServiceError: there is no engine yet.
+        """
+        checkpoint = await self._current_checkpoint()
+        return await anyio.to_thread.run_sync(checkpoint.vocabulary.spell_all, token_ids)
 
     def take_id(self, request_id: str) -> str:
         """Make the engine's id of a request: the client's own, unless that is in flight."""
@@ -135,9 +164,7 @@ class Chat:
         self._ids_in_flight.discard(request_id)
 
     async def _current_checkpoint(self) -> _Checkpoint:
-        model = self.engine.model
-        if model is None:
-            raise EngineUnavailable("engine_starting", "The engine is starting.")
+        model = self.model
         checkpoint = self._checkpoint
         if checkpoint is not None and checkpoint.model is model:
             return checkpoint
@@ -249,11 +276,13 @@ class Exchange:
 
     def _sampling(self, prompt: Prompt) -> SamplingParams:
         sampling = self._conversation.sampling
-        if not self._default_max_tokens:
-            prompt.require_room(sampling.max_tokens)
-            return sampling
-        max_tokens = min(sampling.max_tokens, prompt.max_output_tokens)
-        return msgspec.structs.replace(sampling, max_tokens=max_tokens)
+        max_tokens = sampling.max_tokens
+        if self._default_max_tokens:
+            max_tokens = min(max_tokens, prompt.max_output_tokens)
+        else:
+            prompt.require_room(max_tokens)
+        grammar = self._conversation.output.grammar(prompt.opens_reasoning) or sampling.grammar
+        return msgspec.structs.replace(sampling, max_tokens=max_tokens, grammar=grammar)
 
     def _note_first_token(self, started_at: float) -> None:
         self._record.facts["first_token_ms"] = milliseconds(time.perf_counter() - started_at)
@@ -285,19 +314,18 @@ class Exchange:
 
 def _load_checkpoint(model: ModelFacts) -> _Checkpoint:
     prompts = PromptBuilder(model)
-    bounds = ResizeBounds(
-        factor=model.patch_size * model.merge_size,
-        min_pixels=model.min_pixels,
-        max_pixels=model.max_pixels,
-    )
+    bounds = read_model_bounds(model)
     return_unused_memory()
     return _Checkpoint(model, prompts, Vocabulary(prompts.tokenizer), bounds)
 
 
-def _vision(image: DecodedImage) -> Vision:
+def _vision(sight: DecodedImage | SampledVideo) -> Vision:
+    is_video = isinstance(sight, SampledVideo)
     return Vision(
-        height=image.height,
-        width=image.width,
-        pixels=memoryview(image.pixels),
-        content_hash=image.content_hash,
+        height=sight.height,
+        width=sight.width,
+        pixels=memoryview(sight.pixels),
+        num_frames=sight.num_frames if is_video else 1,
+        video=is_video,
+        content_hash=sight.content_hash,
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from inference.protocol import SamplingParams
+from service.output_format import OutputFormat
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MediaKind: TypeAlias = Literal["image", "document", "video"]
@@ -95,6 +96,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     stop: strings that end the answer; they are not part of it.
     num_answers: independent answers (`n`).
     tools: function schemas, in the form the chat template takes.
+    output: what form the answers must have; it becomes the grammar of `sampling`.
     """
 
     messages: tuple[Message, ...]
@@ -102,6 +104,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     num_answers: int = 1
     tools: tuple[dict[str, Any], ...] = ()
+    output: OutputFormat = OutputFormat()
 
     @property
     def media(self) -> list[MediaPart]:

@@ -48,6 +48,10 @@ class Vocabulary:
                 shown.setdefault(token_id, self.spell(token_id))
             return b"".join([shown[token_id] for token_id in token_ids])
 
+    def spell_all(self, token_ids: Sequence[int]) -> str:
+        """Join the tokens' spelling, special ones too, into text."""
+        return b"".join(map(self.spell, token_ids)).decode(errors="replace")
+
 
 class Detokenizer:
     """One sequence's text: the pieces joined equal `Tokenizer.decode` of all its ids."""

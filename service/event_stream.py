@@ -4,7 +4,8 @@ It knows bytes and time; what an event says is the dialect's. The framework's ow
 is not used: it has no heartbeat and does not close its generator when the client leaves.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from types import MappingProxyType
 
 import anyio
 import structlog
@@ -42,11 +43,17 @@ class EventStream:
         *,
         deadline: float,
         record: RequestRecord,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """headers: of this response, beside those of all streams; their names in lower case."""
         self._events = events
         self._render_error = render_error
         self._deadline = deadline
         self._record = record
+        self._headers = [
+            *_HEADERS,
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+        ]
         self._started = False
         self._num_sending = 0
         self._num_sent = 0
@@ -104,7 +111,7 @@ class EventStream:
         try:
             if not self._started:
                 self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await send({"type": "http.response.start", "status": 200, "headers": self._headers})
             await send({"type": "http.response.body", "body": event, "more_body": True})
         finally:
             self._num_sending -= 1

@@ -1,0 +1,345 @@
+"""The OpenAI dialect's JSON as clients send it; extensions have the names other servers gave them.
+
+What a field that is not here means, is `service.routes.openai_fields`'s to say.
+"""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from service.conversation import Detail
+
+MAX_ANSWERS = 8
+MAX_MESSAGES = 4096
+MAX_TOKENS = 1_000_000
+
+Text: TypeAlias = str | None
+TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Area: TypeAlias = Annotated[int, Meta(ge=1, le=2**40)]
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+_MIN_PIXELS = "Least area after resizing, within the server's bounds."
+_MAX_PIXELS = "Greatest area after resizing, within the server's bounds."
+
+
+class _Object(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An object of the request."""
+
+
+class TextContent(_Object, kw_only=True, tag_field="type", tag="text"):
+    """Text."""
+
+    text: str
+
+
+class RefusalContent(_Object, kw_only=True, tag_field="type", tag="refusal"):
+    """What an earlier answer refused, sent back as text."""
+
+    refusal: str
+
+
+class ImageUrl(_Object, kw_only=True):
+    """A picture."""
+
+    url: Annotated[
+        str,
+        Meta(description="An http(s) or `data:` URL, or the id of an uploaded file."),
+    ]
+    detail: Annotated[
+        Detail | None,
+        Meta(
+            description="`low` is at most 512 x 512 pixels in area (256 tokens); the others are "
+            "as many as the server takes. `min_pixels` and `max_pixels` are finer."
+        ),
+    ] = None
+
+
+class ImageContent(_Object, kw_only=True, tag_field="type", tag="image_url"):
+    """A picture among the text."""
+
+    image_url: ImageUrl
+    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
+    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
+
+
+class FileReference(_Object, kw_only=True):
+    """A file: its content or its id, not both."""
+
+    file_data: Annotated[
+        Text, Meta(description="The file in base64; a `data:` prefix is allowed.")
+    ] = None
+    file_id: Annotated[Text, Meta(description="Of a file that was uploaded before.")] = None
+    filename: Annotated[Text, Meta(description="Ignored: the bytes tell what it is.")] = None
+    pages: Annotated[
+        Annotated[str, Meta(max_length=200)] | None,
+        Meta(description="Pages of a document, such as `1-3,7`; absent is all."),
+    ] = None
+
+
+class FileContent(_Object, kw_only=True, tag_field="type", tag="file"):
+    """A document or a picture among the text."""
+
+    file: FileReference
+    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
+    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
+
+
+class VideoUrl(_Object, kw_only=True):
+    """A video."""
+
+    url: Annotated[
+        str, Meta(description="An http(s) or `data:` URL, or the id of an uploaded file.")
+    ]
+
+
+class VideoContent(_Object, kw_only=True, tag_field="type", tag="video_url"):
+    """A video among the text."""
+
+    video_url: VideoUrl
+    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
+    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
+
+
+MediaContent: TypeAlias = ImageContent | FileContent | VideoContent
+ContentPart: TypeAlias = TextContent | RefusalContent | MediaContent
+Content: TypeAlias = str | Annotated[list[ContentPart], Meta(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class CalledFunction(_Object, kw_only=True):
+    """A function's name and the arguments of one call."""
+
+    name: FunctionName
+    arguments: Annotated[str, Meta(description="JSON text.")]
+
+
+class CalledTool(_Object, kw_only=True):
+    """A call that an earlier answer made."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class SystemMessage(_Object, kw_only=True, tag_field="role", tag="system"):
+    """Instructions; text only."""
+
+    content: Content
+    name: Text = None
+
+
+class DeveloperMessage(SystemMessage, kw_only=True, tag_field="role", tag="developer"):
+    """The newer name of a system message."""
+
+
+class UserMessage(_Object, kw_only=True, tag_field="role", tag="user"):
+    """The user's turn: text and pictures in any order."""
+
+    content: Content
+    name: Text = None
+
+
+class AssistantMessage(_Object, kw_only=True, tag_field="role", tag="assistant"):
+    """An earlier answer, as this service or another gave it; text only."""
+
+    content: Content | None = None
+    reasoning_content: Text = None
+    reasoning: Annotated[Text, Meta(description="Another name of `reasoning_content`.")] = None
+    tool_calls: Annotated[list[CalledTool], Meta(max_length=128)] | None = None
+    refusal: Text = None
+    name: Text = None
+    annotations: Annotated[list[Any] | None, Meta(description="Ignored.")] = None
+    audio: None = None
+    function_call: None = None
+
+
+class ToolMessage(_Object, kw_only=True, tag_field="role", tag="tool"):
+    """What a called function returned."""
+
+    content: Content
+    tool_call_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    name: Text = None
+
+
+ChatMessage: TypeAlias = (
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+)
+
+
+class FunctionDefinition(_Object, kw_only=True):
+    """A function the answer may call."""
+
+    name: FunctionName
+    description: Text = None
+    parameters: Annotated[
+        dict[str, Any] | None, Meta(description="JSON schema of its arguments.")
+    ] = None
+    strict: Annotated[bool | None, Meta(description="Constrain the arguments to the schema.")] = (
+        None
+    )
+
+
+class Tool(_Object, kw_only=True):
+    """Something the answer may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionReference(_Object, kw_only=True):
+    """One of the functions, by name."""
+
+    name: FunctionName
+
+
+class NamedToolChoice(_Object, kw_only=True):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionReference
+
+
+class TextFormat(_Object, kw_only=True, tag_field="type", tag="text"):
+    """Any text."""
+
+
+class JsonObjectFormat(_Object, kw_only=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class JsonSchema(_Object, kw_only=True):
+    """A named schema."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Text = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Object, kw_only=True, tag_field="type", tag="json_schema"):
+    """JSON of a schema; the answer always keeps to it, `strict` or not."""
+
+    json_schema: JsonSchema
+
+
+class StreamOptions(_Object, kw_only=True):
+    """What a stream tells besides the answer."""
+
+    include_usage: Annotated[
+        bool | None, Meta(description="Count tokens in one more chunk, at the end.")
+    ] = None
+    include_obfuscation: Annotated[bool | None, Meta(description="Ignored.")] = None
+
+
+class CompletionRequest(_Object, kw_only=True):
+    """A conversation to go on with, and how."""
+
+    model: Annotated[str, Meta(description="The served model's name, as `/v1/models` tells it.")]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[
+        TokenCount | None,
+        Meta(description="Most tokens to generate. Absent: what the context has room for."),
+    ] = None
+    max_tokens: Annotated[TokenCount | None, Meta(description="The older name of the same.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(description="0 takes the likeliest token. Absent: the checkpoint's own default."),
+    ] = None
+    top_p: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(description="Absent: the checkpoint's own default."),
+    ] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=-1, le=1_000_000)] | None,
+        Meta(description="0 and -1 are off. Absent: the checkpoint's own default."),
+    ] = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(ge=0.1, le=2)] | None,
+        Meta(description="Over prompt and answer; 1 is off. Absent: the checkpoint's own default."),
+    ] = None
+    logit_bias: Annotated[
+        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=300)]
+        | None,
+        Meta(description="Added to the logits of these token ids."),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
+        Meta(description="Makes the answer repeatable."),
+    ] = None
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Meta(max_length=16)] | None,
+        Meta(description="Strings that end the answer; they are not part of it."),
+    ] = None
+    stop_token_ids: Annotated[
+        Annotated[list[TokenId], Meta(max_length=64)] | None,
+        Meta(description="Tokens that end the answer."),
+    ] = None
+    min_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
+        Meta(description="No end token before so many."),
+    ] = None
+    ignore_eos: Annotated[
+        bool | None, Meta(description="Go on behind the end token, to the token limit.")
+    ] = None
+    repetition_detection: Annotated[
+        bool | None,
+        Meta(description="End an answer that only repeats itself; on unless false."),
+    ] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None, Meta(description="Answers.")
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="Tell every token's log probability.")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None,
+        Meta(description="And those of so many likeliest tokens; needs `logprobs`."),
+    ] = None
+    stream: Annotated[bool | None, Meta(description="Answer with server-sent events.")] = None
+    stream_options: StreamOptions | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedToolChoice | None,
+        Meta(description="Absent: `auto` with tools."),
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="False: at most one call.")] = None
+    min_pixels: Annotated[
+        Area | None, Meta(description=_MIN_PIXELS + " For parts that do not say.")
+    ] = None
+    max_pixels: Annotated[
+        Area | None, Meta(description=_MAX_PIXELS + " For parts that do not say.")
+    ] = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    metadata: Annotated[dict[str, Any] | None, Meta(description="Ignored.")] = None
+    prompt_cache_key: Annotated[Text, Meta(description="Ignored.")] = None
+    prompt_cache_retention: Annotated[Text, Meta(description="Ignored.")] = None
+    safety_identifier: Annotated[Text, Meta(description="Ignored.")] = None
+    store: Annotated[bool | None, Meta(description="Ignored: nothing is kept.")] = None
+    user: Annotated[Text, Meta(description="Ignored.")] = None
+
+
+class TokenizeRequest(_Object, kw_only=True):
+    """A text, or messages as for an answer, to be counted."""
+
+    model: Text = None
+    prompt: Annotated[Text, Meta(description="Plain text; spelt special tokens stay text.")] = None
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
+        Meta(description="Rendered with the chat template, pictures included."),
+    ] = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
+    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
+
+
+class DetokenizeRequest(_Object, kw_only=True):
+    """Tokens to be spelt."""
+
+    model: Text = None
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
