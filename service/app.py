@@ -17,12 +17,14 @@ from service.attendance import ClientGone
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
 from service.error_reply import ErrorReplies, from_framework
-from service.errors import InternalError, NotFound, ServiceError
+from service.errors import InternalError, ServiceError
+from service.file_store import FileStore
 from service.media.fetch import Fetcher
 from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
 from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
+from service.routes.files import FileRoutes
 from service.routes.health import HealthRoutes
 from service.routes.native import NATIVE_ENVELOPE, AnyRequest, NativeRoutes
 
@@ -34,13 +36,16 @@ _error_replies = ErrorReplies(
 )
 
 
-def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> Litestar:
+def create_app(
+    settings: Settings, engine: ConnectedEngine, pool: ImagePool, files: FileStore
+) -> Litestar:
     """Make one worker's application.
 
-    engine, pool: entered and left by the caller, around the application's own life.
+    engine, pool: entered and left by the caller, around the application's own life. files: shared
+    with the other workers.
     """
     fetcher = Fetcher(settings.fetch, settings.media)
-    chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, _NoFiles()))
+    chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, files))
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
 
@@ -48,6 +53,7 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(chat.load)
+            tasks.start_soon(files.keep_swept)
             if keys is not None:
                 tasks.start_soon(keys.follow)
             yield
@@ -58,6 +64,7 @@ def create_app(settings: Settings, engine: ConnectedEngine, pool: ImagePool) -> 
         route_handlers=[
             *NativeRoutes(chat, settings).handlers(),
             *HealthRoutes(chat).handlers(),
+            *FileRoutes(files, settings).handlers(),
             *docs_handlers(),
         ],
         exception_handlers={
@@ -86,11 +93,6 @@ class _Application(Litestar):
         # They serve pydantic and attrs. Others bring pydantic into the environment, and loading it
         # would cost every worker 10 MB.
         return plugins
-
-
-class _NoFiles:
-    async def read(self, file_id: str, owner: str, param: str) -> bytes:
-        raise NotFound("file_not_found", "There is no file of this id.", param=param)
 
 
 def _tell(request: AnyRequest, error: ServiceError) -> Response[bytes]:

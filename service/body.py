@@ -52,7 +52,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) 
         TooLarge: more than max_bytes, told from the header where there is one.
         ClientGone: the connection closed first.
     """
-    if _announced_bytes(scope) > max_bytes:
+    if announced_bytes(scope) > max_bytes:
         await _refuse_unread(receive, max_bytes)
     num_bytes = 0
     while True:
@@ -88,7 +88,8 @@ def is_utf_8(body_type: MediaType) -> bool:
     return (body_type.charset or "utf-8").lower() in ("utf-8", "utf8")
 
 
-def _announced_bytes(scope: Scope) -> int:
+def announced_bytes(scope: Scope) -> int:
+    """Read the Content-Length; 0 where there is none."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             # The server has refused what is no number; a comma is two lengths that agree.

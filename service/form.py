@@ -1,6 +1,7 @@
 """Reads HTML forms: multipart/form-data as it arrives, and application/x-www-form-urlencoded.
 
-File names and part headers beyond the field's name are ignored: nothing is stored under them.
+Part headers beyond the field's name are ignored, and so are file names but for one field's whose
+content is not held: nothing is stored under them.
 """
 
 from typing import NoReturn
@@ -48,14 +49,45 @@ class Form:
         return [value for value in self.fields.get(name, []) if value]
 
 
+class FileStream:
+    """The one file of a field, handed on as it arrives instead of being held.
+
+    filename: as the client gave it, once the file has begun.
+    """
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self.filename: str | None = None
+        self.arrived = bytearray()
+
+    def begin(self, filename: str) -> bytearray:
+        """Tell where the file's bytes go.
+
+        Raises:
+            FieldInvalid: the field was sent before.
+        """
+        if self.filename is not None:
+            raise FieldInvalid("field_repeated", "Send this field only once.", param=self.field)
+        self.filename = filename
+        return self.arrived
+
+    def take(self) -> bytes:
+        """Return what has arrived since the last call."""
+        taken = bytes(self.arrived)
+        self.arrived.clear()
+        return taken
+
+
 class MultipartReader:
     """Parses multipart/form-data chunk by chunk.
 
     Every fault is RequestInvalid `multipart_invalid`; too many parts or part headers are TooLarge.
     """
 
-    def __init__(self, media_type: MediaType) -> None:
+    def __init__(self, media_type: MediaType, stream: FileStream | None = None) -> None:
+        """Begin a form; the file of stream's field goes there, not into the form."""
         self._form = Form()
+        self._stream = stream
         self._segment: MultipartSegment | None = None
         self._content = bytearray()
         try:
@@ -76,6 +108,7 @@ class MultipartReader:
             for event in self._parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
                     self._segment = event
+                    self._content = self._destination(event)
                 elif event is None:
                     self._end_part()
                 else:
@@ -91,11 +124,20 @@ class MultipartReader:
             _refuse(error)
         return self._form
 
+    def _destination(self, segment: MultipartSegment) -> bytearray:
+        stream = self._stream
+        if stream is not None and segment.name == stream.field and segment.filename:
+            return stream.begin(segment.filename)
+        return bytearray()
+
     def _end_part(self) -> None:
-        segment, content = self._segment, bytes(self._content)
-        self._content.clear()
+        segment = self._segment
         if segment is None or not segment.name:
             raise _multipart_invalid()
+        if self._stream is not None and self._content is self._stream.arrived:
+            return
+        content = bytes(self._content)
+        self._content.clear()
         if segment.filename is None:
             self._form.fields.setdefault(segment.name, []).append(_text(content))
         elif segment.filename:

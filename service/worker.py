@@ -11,6 +11,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 
 import anyio
@@ -22,6 +23,7 @@ from service.app import create_app
 from service.chat import Chat
 from service.config import Settings
 from service.engine_client import EngineClient
+from service.file_store import FileStore
 from service.heap import return_freed_memory
 from service.http_protocol import protocol_with
 from service.media.pool import ImagePool
@@ -49,7 +51,9 @@ def run_worker(
     async def serve() -> None:
         pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
         async with EngineClient(address, authkey) as engine:
-            app = create_app(settings, engine, pool)
+            # Beside the engine's socket is the folder that all workers share.
+            files = FileStore(settings.files, Path(address).parent / "files")
+            app = create_app(settings, engine, pool, files)
             server = _Server(_uvicorn_config(settings, app))
             _obey(server, control)
             async with anyio.create_task_group() as tasks:

@@ -19,7 +19,7 @@ from service.media.address import IPAddress
 from service.media.budget import MediaLimits
 from service.media.fetch_failure import FetchFailed, FetchVerdict
 from service.media.fetch_settings import FetchSettings
-from service.media.guard import Guard, resolve
+from service.media.fetch_rules import FetchRules, resolve
 from service.media.remote_url import RemoteUrl, UrlInvalid, parse_remote_url
 from service.stages import milliseconds
 from service.version import version
@@ -99,7 +99,7 @@ class Fetcher:
         self._settings = settings
         self._limits = limits
         self._resolver = resolver
-        self._guard = Guard(settings)
+        self._rules = FetchRules(settings)
         self._slots = anyio.Semaphore(settings.max_worker_fetches)
         # Own threads: names that do not resolve must not hold up other work.
         self._lookups = ThreadPoolExecutor(_MAX_LOOKUPS, thread_name_prefix="resolver")
@@ -197,7 +197,7 @@ class Fetcher:
     async def _follow(self, trip: _Trip, budget: _Budget, param: str) -> bytes:
         """Ask, and ask where that leads, each time as carefully."""
         while True:
-            self._guard.check_url(trip.url)
+            self._rules.check_url(trip.url)
             answer = await self._ask(trip.url, budget, param)
             if isinstance(answer, bytes):
                 return answer
@@ -254,7 +254,7 @@ class Fetcher:
             addresses = await loop.run_in_executor(self._lookups, self._resolver, host, port)
         except (OSError, UnicodeError):
             raise FetchFailed(FetchVerdict.REFUSED, "name not resolved") from None
-        self._guard.check_addresses(host, addresses)
+        self._rules.check_addresses(host, addresses)
         return addresses
 
     def _headers(self, url: RemoteUrl) -> list[tuple[str, str]]:
@@ -264,7 +264,7 @@ class Fetcher:
             ("Accept", "*/*"),
             ("Accept-Encoding", "identity"),
             ("Connection", "close"),
-            *self._guard.headers_for(url).items(),
+            *self._rules.headers_for(url).items(),
         ]
 
     async def _trust(self) -> ssl.SSLContext:

@@ -1,6 +1,5 @@
 """The API document and the page that shows it. The page loads nothing from elsewhere."""
 
-import importlib.metadata
 from pathlib import Path
 
 from litestar import get
@@ -10,7 +9,11 @@ from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
 from service.openapi import render_document
+from service.routes.files_docs import FILE_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
+from service.version import version
+
+OPERATIONS = (*NATIVE_OPERATIONS, *FILE_OPERATIONS)
 
 _ASSETS = Path(__file__).parent.parent / "static" / "docs"
 _MEDIA_TYPES = {
@@ -26,7 +29,7 @@ _CONTENT_SECURITY_POLICY = (
 
 def docs_handlers() -> list[HTTPRouteHandler]:
     """Make the handlers to register; everything they serve is read and rendered here, once."""
-    document = render_document(NATIVE_OPERATIONS, title="Loupe", version=_version())
+    document = render_document(OPERATIONS, title="Loupe", version=version())
     files = {
         file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix])
         for file in _ASSETS.iterdir()
@@ -60,10 +63,3 @@ def _file(content: bytes, media_type: str) -> ASGIResponse:
             "x-content-type-options": "nosniff",
         },
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("loupe")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"  # run from a source tree that is not installed

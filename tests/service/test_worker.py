@@ -8,13 +8,16 @@ ROOT = Path(__file__).parents[2]
 
 START = """
 import sys
+from pathlib import Path
 import service.worker
 from service.app import create_app
 from service.config import Settings
+from service.file_store import FileStore
 from service.media.pool import ImagePool
 
 settings = Settings()
-create_app(settings, None, ImagePool(settings.media, num_processes=1))
+files = FileStore(settings.files, Path("/nowhere"))
+create_app(settings, None, ImagePool(settings.media, num_processes=1), files)
 print(*sys.modules)
 """
 

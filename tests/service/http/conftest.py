@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import socket
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from inference.protocol import (
 )
 from service.app import create_app
 from service.config import Settings
+from service.file_store import FileStore
 from service.http_protocol import protocol_with
 from service.media.budget import MediaLimits
 from service.media.pool import ImagePool
@@ -123,7 +125,9 @@ async def serving(
     defaults: dict[str, object] = {"media": media, "max_body_bytes": 300_000}
     pool = ImagePool(media, num_processes=1)
     chosen = Settings(**{**defaults, **settings})  # type: ignore[arg-type]
-    app = create_app(chosen, engine, pool)  # type: ignore[arg-type]
+    folder = tempfile.TemporaryDirectory(prefix="loupe-")
+    files = FileStore(chosen.files, Path(folder.name))
+    app = create_app(chosen, engine, pool, files)  # type: ignore[arg-type]
     config = uvicorn.Config(
         app,
         http=protocol_with(chosen.connections),
@@ -134,7 +138,7 @@ async def serving(
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-    with contextlib.closing(pool), socket.create_server(("127.0.0.1", 0)) as listener:
+    with folder, contextlib.closing(pool), socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
