@@ -30,7 +30,7 @@ from inference.protocol import Grammar, RefusalCode
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-MAX_GRAMMAR_BYTES = 64 * 1024
+MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_COMPILE_SECONDS = 2.0
 MAX_COMPILED_BYTES = 256 * 1024 * 1024
 MAX_CACHED_GRAMMARS = 256

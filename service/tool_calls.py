@@ -67,8 +67,8 @@ class ToolCallSplitter:
     For every answer one splitter: `feed` its texts in order (of a thinking model those behind the
     reasoning), then `finish`. A call starts once its name is certain. Its arguments follow as they
     arrive, valid or not, as clients of OpenAI's API are told to expect. What starts no call (not
-    JSON, no such function) is content, tags and all. Whitespace before a call is left out, and behind
-    one where no content follows or none came before.
+    JSON, no such function) is content, tags and all. Whitespace is left out before a call, and
+    behind one where no content follows or none came before.
     """
 
     def __init__(self, names: Collection[str]) -> None:
