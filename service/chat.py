@@ -21,6 +21,7 @@ from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
 from service.media.medium import Medium, sights_of
 from service.media.model_bounds import ModelBounds, read_model_bounds
+from service.media.sampled_video import SampledVideo
 from service.prompt import Prompt, PromptBuilder
 from service.request_log import RequestRecord
 from service.stages import milliseconds

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from service.conversation import MediaKind
 from service.errors import RequestInvalid, TooLarge
 from service.media.encoded import EncodedFile
 
@@ -84,13 +85,13 @@ class MediaBudget:
                 param=param,
             )
 
-    def take_bytes(self, num_bytes: int, param: str) -> None:
-        """Count one picture's encoded bytes.
+    def take_bytes(self, num_bytes: int, param: str, kinds: Sequence[MediaKind]) -> None:
+        """Count one file's encoded bytes; kinds: what it may be.
 
         Raises:
-            TooLarge: `image_too_large` or, over all pictures, `media_budget_exceeded`.
+            TooLarge: as check_file_bytes or, over all files, `media_budget_exceeded`.
         """
-        check_image_bytes(num_bytes, param, self._limits)
+        check_file_bytes(num_bytes, param, kinds, self._limits)
         self._num_bytes += num_bytes
         if self._num_bytes > self._limits.max_total_bytes:
             raise TooLarge(
@@ -112,6 +113,29 @@ def check_image_bytes(num_bytes: int, param: str, limits: MediaLimits) -> None:
         )
 
 
+def check_file_bytes(
+    num_bytes: int, param: str, kinds: Sequence[MediaKind], limits: MediaLimits
+) -> None:
+    """Refuse a file by its number of bytes, where it is too large for all that it may be.
+
+    Raises:
+        TooLarge: `image_too_large` for what can only be a picture, `file_too_large`.
+    """
+    if tuple(kinds) == ("image",):
+        check_image_bytes(num_bytes, param, limits)
+        return
+    allowed: dict[MediaKind, int] = {
+        "image": limits.max_image_bytes,
+        "document": limits.max_document_bytes,
+        "video": limits.max_video_bytes,
+    }
+    max_bytes = max(allowed[kind] for kind in kinds)
+    if num_bytes > max_bytes:
+        raise TooLarge(
+            "file_too_large", f"A file of this kind may have {max_bytes} bytes.", param=param
+        )
+
+
 def check_images(images: Sequence[EncodedFile], limits: MediaLimits) -> None:
     """Refuse a request's pictures by their number and size, the number first.
 
@@ -123,7 +147,7 @@ def check_images(images: Sequence[EncodedFile], limits: MediaLimits) -> None:
     for image in images:
         budget.take_image(image.param)
     for image in images:
-        budget.take_bytes(len(image.encoded), image.param)
+        budget.take_bytes(len(image.encoded), image.param, ("image",))
 
 
 def check_total_pixels(num_pixels: Sequence[int], limits: MediaLimits) -> None:

@@ -5,7 +5,7 @@ import re
 
 from service.conversation import MediaKind
 from service.errors import ImageRefused
-from service.media.budget import MediaLimits, check_image_bytes
+from service.media.budget import MediaLimits, check_file_bytes
 
 _HEADER = re.compile(
     r"data:(?P<type>[a-z0-9]+/[a-z0-9][a-z0-9.+-]*)(?:;[a-z0-9-]+=[a-z0-9.+_-]+)*;base64",
@@ -36,12 +36,12 @@ def decode_inline(
 
     Raises:
         ImageRefused: `image_url_invalid` for any other data URL, `image_base64_invalid`.
-        TooLarge: `image_too_large`, told from the text's length before anything is decoded.
+        TooLarge: as check_file_bytes, told from the text's length before anything is decoded.
     """
     start = _payload_start(text, param, kinds)
     num_chars = len(text) - start
     padding = text[-2:].count("=") if num_chars else 0
-    check_image_bytes(num_chars // 4 * 3 - padding, param, limits or MediaLimits())
+    check_file_bytes(num_chars // 4 * 3 - padding, param, kinds, limits or MediaLimits())
     first_padding = text.find("=", start)
     if num_chars % 4 or (first_padding >= 0 and first_padding != len(text) - padding):
         raise _base64_invalid(param)

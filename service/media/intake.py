@@ -10,14 +10,18 @@ from typing import NamedTuple, Protocol, assert_never
 
 import anyio.to_thread
 
-from service.conversation import Bytes, Inline, MediaPart, Remote, Stored
+from service.conversation import Bytes, Inline, MediaKind, MediaPart, Remote, Stored
 from service.errors import RequestInvalid
-from service.media.budget import MediaBudget, MediaLimits
+from service.media.budget import MediaBudget, MediaLimits, check_file_bytes
+from service.media.container import kind_of
 from service.media.encoded import EncodedFile
 from service.media.inline import decode_inline
 from service.media.medium import Medium
+from service.media.model_bounds import ModelBounds
+from service.media.pages import too_many_pages
 from service.media.pool import ImagePool
 from service.media.resize import ResizeBounds
+from service.media.sampling import VideoBounds
 from service.request_log import RequestRecord
 from service.stages import milliseconds
 
@@ -44,9 +48,11 @@ class FileReader(Protocol):
 
 
 class _Wanted(NamedTuple):
-    """One part, and the sizes it may have for the model."""
+    """One part, its file, what that is, and the sizes it may have for the model."""
 
     part: MediaPart
+    file: EncodedFile
+    kind: MediaKind
     bounds: ResizeBounds
 
 
@@ -62,7 +68,7 @@ class MediaIntake:
         self._files = files
 
     async def take_in(
-        self, parts: Sequence[MediaPart], bounds: ResizeBounds, record: RequestRecord
+        self, parts: Sequence[MediaPart], bounds: ModelBounds, record: RequestRecord
     ) -> list[Medium]:
         """Give what every part shows, in order.
 
@@ -75,11 +81,15 @@ class MediaIntake:
         budget = MediaBudget(self._limits)
         for part in parts:
             budget.take_image(part.param)
-        wanted = [_Wanted(part, _own_bounds(part, bounds)) for part in parts]
+        own_bounds = [_own_bounds(part, bounds.images) for part in parts]
         started_at = time.perf_counter()
         files = await self._gather(parts, budget, record)
         gathered_at = time.perf_counter()
-        media = await self._decode(wanted, files)
+        wanted = [
+            _Wanted(part, file, self._recognise(part, file), own)
+            for part, file, own in zip(parts, files, own_bounds, strict=True)
+        ]
+        media = await self._decode(wanted, bounds.video)
         if any(isinstance(part.source, Remote) for part in parts):
             record.stages.image_fetch = milliseconds(gathered_at - started_at)
         record.stages.image_decode = milliseconds(time.perf_counter() - gathered_at)
@@ -110,12 +120,12 @@ class MediaIntake:
                     continue
                 case _:
                     assert_never(part.source)
-            budget.take_bytes(len(contents[place]), part.param)
+            budget.take_bytes(len(contents[place]), part.param, part.kinds)
         fetched = await self._fetcher.fetch_all(
             [(_url(parts[place]), parts[place].param) for place in remote]
         )
         for place, content in zip(remote, fetched, strict=True):
-            budget.take_bytes(len(content), parts[place].param)
+            budget.take_bytes(len(content), parts[place].param, parts[place].kinds)
             contents[place] = content
         return [EncodedFile(contents[place], part.param) for place, part in enumerate(parts)]
 
@@ -126,18 +136,63 @@ class MediaIntake:
             contents: dict[int, bytes] = {}
             for place, part in parts.items():
                 contents[place] = decode_inline(_text(part), part.param, self._limits, part.kinds)
-                budget.take_bytes(len(contents[place]), part.param)
+                budget.take_bytes(len(contents[place]), part.param, part.kinds)
             return contents
 
         if sum(len(_text(part)) for part in parts.values()) <= _MAX_CHARACTERS_ON_LOOP:
             return decode()
         return await anyio.to_thread.run_sync(decode)
 
-    async def _decode(
-        self, wanted: Sequence[_Wanted], files: Sequence[EncodedFile]
-    ) -> list[Medium]:
-        decoded = await self._pool.decode_all(files, [each.bounds for each in wanted])
-        return list(decoded)
+    async def _decode(self, wanted: Sequence[_Wanted], bounds: VideoBounds) -> list[Medium]:
+        """Decode every file as what its bytes say it is: pictures side by side, the others in turn.
+
+        A document or a video takes as long as many pictures; a request gets one process for them.
+        """
+        images = [place for place, each in enumerate(wanted) if each.kind == "image"]
+        decoded = await self._pool.decode_all(
+            [wanted[place].file for place in images], [wanted[place].bounds for place in images]
+        )
+        media: dict[int, Medium] = dict(zip(images, decoded, strict=True))
+        num_pages = 0
+        for place, each in enumerate(wanted):
+            if each.kind == "document":
+                document = await self._pool.render_document(each.file, each.part.pages, each.bounds)
+                num_pages += len(document.pages)
+                if num_pages > self._limits.max_document_pages:
+                    raise too_many_pages(
+                        num_pages, self._limits.max_document_pages, each.file.param
+                    )
+                media[place] = document
+            elif each.kind == "video":
+                media[place] = await self._pool.sample_video(each.file, bounds)
+        return [media[place] for place in range(len(wanted))]
+
+    def _recognise(self, part: MediaPart, file: EncodedFile) -> MediaKind:
+        """Tell by its bytes what a file is, and whether the field that brought it takes that.
+
+        Raises:
+            ClientError: it does not, it is too large, or the part asks what such a file has not.
+        """
+        kind = kind_of(file.encoded)
+        if kind not in part.kinds:
+            if part.kinds == ("image",):
+                return "image"  # the decoder names what is wrong
+            code, message = "file_type_unsupported", "A file of this type is not taken here."
+            if not file.encoded:
+                code, message = "file_empty", "The file has no bytes."
+            raise RequestInvalid(code, message, param=part.param)
+        check_file_bytes(len(file.encoded), part.param, (kind,), self._limits)
+        if kind == "video" and (part.min_pixels, part.max_pixels) != (None, None):
+            raise RequestInvalid(
+                "field_conflict",
+                "min_pixels and max_pixels are for images and documents, not for videos.",
+                param="min_pixels" if part.max_pixels is None else "max_pixels",
+            )
+        if kind != "document" and part.pages is not None:
+            raise RequestInvalid(
+                "field_conflict", "Only a document has pages to choose from.", param="pages"
+            )
+        return kind
 
 
 def _own_bounds(part: MediaPart, bounds: ResizeBounds) -> ResizeBounds:

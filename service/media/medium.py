@@ -1,9 +1,10 @@
-"""What a request shows to the model, once decoded: pictures, and documents as their pages."""
+"""What a request shows to the model, once decoded: pictures, documents and videos."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from service.media.decoded_image import DecodedImage
+from service.media.sampled_video import SampledVideo
 
 
 class Page(NamedTuple):
@@ -20,14 +21,13 @@ class Document(NamedTuple):
     pages: tuple[Page, ...]
 
 
-Medium: TypeAlias = DecodedImage | Document
+Medium: TypeAlias = DecodedImage | Document | SampledVideo
 
 
-def images_of(media: Sequence[Medium]) -> Iterator[DecodedImage]:
-    """Give every picture and every page, in prompt order."""
+def sights_of(media: Sequence[Medium]) -> Iterator[DecodedImage | SampledVideo]:
+    """Give what the engine gets of them, in prompt order: of a document its pages."""
     for medium in media:
-        match medium:
-            case DecodedImage():
-                yield medium
-            case Document(pages=pages):
-                yield from (page.image for page in pages)
+        if isinstance(medium, Document):
+            yield from (page.image for page in medium.pages)
+        else:
+            yield medium
