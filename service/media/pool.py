@@ -6,6 +6,7 @@ Knows which process is free and whom a death is to be blamed on; not how files a
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 import anyio
@@ -137,12 +138,17 @@ class ImagePool:
     async def sample_video(self, video: EncodedFile, bounds: VideoBounds) -> SampledVideo:
         """Decode the frames of a video that the model is to see.
 
+        bounds: the checkpoint's; the server's own cut them, or a video might fill the context.
+
         Raises:
             ImageRefused: the video cannot be used, or no video can here; `param` is the video's.
             TooLarge: too long, or its frames too large.
             InternalError: the fault is ours.
         """
-        request = Sample(num_bytes=len(video.encoded), bounds=bounds)
+        max_pixels = min(bounds.max_pixels, self._limits.max_video_pixels)
+        min_pixels = min(bounds.min_pixels, max_pixels)
+        own_bounds = replace(bounds, min_pixels=min_pixels, max_pixels=max_pixels)
+        request = Sample(num_bytes=len(video.encoded), bounds=own_bounds)
         match await self._judge(request, video):
             case [Answer(Sampled() as reply, pixels)]:
                 return reply.with_pixels(pixels)
