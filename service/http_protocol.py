@@ -8,6 +8,7 @@ request, gets an answer in the shape of the native API's errors.
 import asyncio
 import secrets
 import socket
+import struct
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ _MIN_TAKEN_BYTES = 16 * 1024
 # A peer that vanished without a word is noticed after about 90 s, though nothing is sent to it.
 _PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 _ANSWERS = {
     HTTPStatus.BAD_REQUEST: ("http_invalid", "This is not an HTTP/1.1 request."),
     HTTPStatus.REQUEST_TIMEOUT: ("head_timeout", "The request's head took too long to arrive."),
@@ -99,16 +101,18 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        while data and self.parser is not None:
+        while data:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserError:
                 self._refuse(self._status)
             except httptools.HttpParserUpgrade as upgrade:
-                # There is nothing to upgrade to: the request is answered as the HTTP/1.1 that it
-                # is, and so are those after it.
+                # There is nothing to upgrade to. The parser has taken the head for the end of the
+                # request; read again without the wish, it is followed by its body.
                 (num_parsed,) = upgrade.args
-                data = data[num_parsed:]
+                head = _without_upgrade(self.parser.get_method(), self.url, self.headers)
+                self.parser = httptools.HttpRequestParser(self)
+                data = head + data[num_parsed:]
                 continue
             return
 
@@ -128,6 +132,10 @@ class HttpProtocol(HttpToolsProtocol):
         if num_bytes > self.max_head_bytes or len(self.headers) > self.max_headers:
             self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise ValueError("head too large")  # the parser stops; `_parse` answers
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("no proxy")
+            return  # `_parse` begins the request again
         self._is_in_body = True
         super().on_headers_complete()
 
@@ -139,6 +147,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take the last byte of a body."""
+        if self.parser.should_upgrade():
+            return
         self._is_in_body = False
         self._end_clock()
         super().on_message_complete()
@@ -167,6 +177,13 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return bool(self.cycle) and not self.cycle.response_complete
+
+    @property
+    def _may_answer(self) -> bool:
+        """Nothing may be written into the answer to another request."""
+        if self._is_in_body:
+            return not (self.pipeline or self.cycle.response_started)
+        return not self._is_answering
 
     def _wait_for_head(self) -> None:
         self._wait = self.loop.call_later(self.head_seconds, self._give_up)
@@ -228,12 +245,18 @@ class HttpProtocol(HttpToolsProtocol):
         num_unsent_bytes = self.transport.get_write_buffer_size()
         if self._num_unsent_bytes - num_unsent_bytes < min(_MIN_TAKEN_BYTES, num_unsent_bytes):
             logger.info("slow_reader_cut", unsent_bytes=num_unsent_bytes)
-            self.transport.abort()
+            self._reset()
         elif num_unsent_bytes:
             self._watch_reader()
 
+    def _reset(self) -> None:
+        # Without this the kernel would go on sending what it holds, for as long as it takes.
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
     def _refuse(self, status: HTTPStatus) -> None:
-        if not self._is_answering:  # nothing may be written into another answer
+        if self._may_answer:
             request_id = secrets.token_hex(16)
             code, _ = _ANSWERS[status]
             logger.info(
@@ -260,6 +283,18 @@ def _bound_in_the_kernel(connection: socket.socket, limits: ConnectionLimits) ->
     for name, value in (_PROBE_OPTIONS | bounds).items():
         if hasattr(socket, name):  # not every system has each
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _without_upgrade(method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    lines = [b"%s %s HTTP/1.1" % (method, url)]
+    for name, value in headers:
+        if name == b"connection":
+            words = [word.strip() for word in value.split(b",")]
+            kept = [word for word in words if word.lower() not in _UPGRADE_HEADERS]
+            lines.append(b"connection: " + b", ".join(kept))
+        elif name not in _UPGRADE_HEADERS:
+            lines.append(b"%s: %s" % (name, value))
+    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def _render(status: HTTPStatus, request_id: str) -> bytes:

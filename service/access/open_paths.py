@@ -7,7 +7,8 @@ may make of an odd spelling, it cannot be something else than what was matched h
 import re
 
 _PAGES = r"/|/docs(/[\w.-]+)?|/schema/openapi\.json|/playground(/[\w.-]+)?"
-_HEALTH = r"/health/\w+|/v1/health"
+# Only what costs nothing to answer: a probe that makes the model work needs a key.
+_HEALTH = r"/health/(live|ready|startup)|/v1/health"
 _METRICS = r"/metrics"
 
 
