@@ -13,9 +13,9 @@ import structlog
 
 from inference.protocol import Admission, Generate, ModelFacts, SamplingParams, Stats, Vision
 from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, count_usage
-from service.conversation import Conversation
+from service.conversation import Conversation, MediaPart
 from service.detokenizer import Vocabulary
-from service.errors import EngineUnavailable
+from service.errors import ClientError, EngineUnavailable
 from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
@@ -133,6 +133,19 @@ class Chat:
         if visions:
             record.facts["num_images"] = len(visions)
         return Prepared(prompt, media, visions, checkpoint.vocabulary)
+
+    async def faults_of(
+        self, parts: Sequence[MediaPart], record: RequestRecord
+    ) -> list[ClientError]:
+        """Tell of every medium whether it could be used alone; those that could are left out."""
+        checkpoint = await self._current_checkpoint()
+        faults: list[ClientError] = []
+        for part in parts:
+            try:
+                await self._intake.take_in([part], checkpoint.bounds, record)
+            except ClientError as error:
+                faults.append(error)
+        return faults
 
     async def tokenise(self, text: str) -> list[int]:
         """Make the tokens of a text alone; spelt special tokens stay text.

@@ -1,9 +1,6 @@
 """The API document and the page that shows it. The page loads nothing from elsewhere."""
 
-from pathlib import Path
-
 from litestar import get
-from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
@@ -11,16 +8,13 @@ from litestar.response.base import ASGIResponse
 from service.openapi import render_document
 from service.routes.files_docs import FILE_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
+from service.routes.openai_docs import OPENAI_OPERATIONS
+from service.routes.preview_docs import PREVIEW_OPERATIONS
+from service.static_folder import FOLDER, StaticFolder
 from service.version import version
 
-OPERATIONS = (*NATIVE_OPERATIONS, *FILE_OPERATIONS)
+OPERATIONS = (*NATIVE_OPERATIONS, *OPENAI_OPERATIONS, *FILE_OPERATIONS, *PREVIEW_OPERATIONS)
 
-_ASSETS = Path(__file__).parent.parent / "static" / "docs"
-_MEDIA_TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-}
 # The browser itself refuses what the page would fetch from elsewhere.
 _CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
@@ -30,11 +24,7 @@ _CONTENT_SECURITY_POLICY = (
 def docs_handlers() -> list[HTTPRouteHandler]:
     """Make the handlers to register; everything they serve is read and rendered here, once."""
     document = render_document(OPERATIONS, title="Loupe", version=version())
-    files = {
-        file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix])
-        for file in _ASSETS.iterdir()
-        if file.suffix in _MEDIA_TYPES
-    }
+    folder = StaticFolder(FOLDER / "docs", _CONTENT_SECURITY_POLICY)
 
     @get("/schema/openapi.json")
     async def openapi_document() -> ASGIResponse:
@@ -42,24 +32,10 @@ def docs_handlers() -> list[HTTPRouteHandler]:
 
     @get("/docs")
     async def page() -> ASGIResponse:
-        return _file(*files["index.html"])
+        return folder.reply("index.html")
 
     @get("/docs/{name:str}")
     async def asset(name: FromPath[str]) -> ASGIResponse:
-        if name not in files:
-            raise NotFoundException
-        return _file(*files[name])
+        return folder.reply(name)
 
     return [openapi_document, page, asset]
-
-
-def _file(content: bytes, media_type: str) -> ASGIResponse:
-    return ASGIResponse(
-        body=content,
-        media_type=media_type,
-        headers={
-            "cache-control": "max-age=3600",
-            "content-security-policy": _CONTENT_SECURITY_POLICY,
-            "x-content-type-options": "nosniff",
-        },
-    )

@@ -21,7 +21,8 @@ from service.routes.native_schema import (
 _ERROR = (Content("application/json", ErrorReply),)
 _JSON_OR_FORM = (
     "The body is JSON, or a form with the same fields as text and one or several files in "
-    "`image`; several files are several images, in order. File names and declared types are "
+    "`image`, or in `file`, which takes PDFs and videos as well; several files are shown in order. "
+    "File names and declared types are "
     "ignored. Blank form fields count as absent. A form may leave `input_type` out: it follows "
     "from what else is there. Of a JSON key given twice the last counts."
 )
@@ -44,19 +45,20 @@ def _form_schema(*, with_files: bool) -> Schema:
     input_type.pop("default")
     properties["input_type"] = input_type
     if with_files:
-        properties["image"] = {
-            "type": "array",
-            "items": {"type": "string", "format": "binary"},
-            "description": "Image files.",
-        }
+        for name, what in (("image", "Image files."), ("file", "Documents, videos or images.")):
+            properties[name] = {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": what,
+            }
     return fields | {"title": "ChatForm", "properties": properties}
 
 
-_BODY = (
-    Content("application/json", ChatRequest),
+NATIVE_FORMS = (
     Content("multipart/form-data", _form_schema(with_files=True)),
     Content("application/x-www-form-urlencoded", _form_schema(with_files=False)),
 )
+_BODY = (Content("application/json", ChatRequest), *NATIVE_FORMS)
 _HEALTH = (Content("application/json", Health),)
 _PROBE = (Content("application/json", Probe),)
 
@@ -98,7 +100,8 @@ NATIVE_OPERATIONS = (
         path="/v1/health",
         summary="How this worker is",
         description="503 says that no request would be answered now: `loading` until the engine "
-        "was ready once, `unavailable` when it was lost; the body has the same shape.",
+        "was ready once, `unavailable` when it was lost, `stopping` at the end; the body has the "
+        "same shape.",
         replies={200: Reply("Ready.", _HEALTH), 503: Reply("Not ready.", _HEALTH)},
         tag="health",
     ),
@@ -116,6 +119,24 @@ NATIVE_OPERATIONS = (
         summary="Readiness",
         description="Says whether to send requests here.",
         replies={200: Reply("Ready.", _PROBE), 503: Reply("Not ready.", _PROBE)},
+        tag="health",
+    ),
+    Operation(
+        method="GET",
+        path="/health/startup",
+        summary="Startup",
+        description="503 until this worker was ready for the first time, 200 ever after.",
+        replies={200: Reply("Started.", _PROBE), 503: Reply("Starting.", _PROBE)},
+        tag="health",
+    ),
+    Operation(
+        method="GET",
+        path="/health/deep",
+        summary="Generates one token",
+        description="Goes through everything that a request goes through, for at most 10 s. One at "
+        "a time in each worker, and good for a second, so that asking often costs little. On "
+        "failure `status` is an error code.",
+        replies={200: Reply("A token came.", _PROBE), 503: Reply("None came.", _PROBE)},
         tag="health",
     ),
 )

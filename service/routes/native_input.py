@@ -60,8 +60,21 @@ async def read_question(scope: Scope, receive: Receive, max_body_bytes: int) -> 
         ClientError: with the field at fault.
         ClientGone: the connection closed before the body was complete.
     """
-    request, uploads = await _read_input(scope, receive, max_body_bytes)
-    media = _media(request, uploads)
+    return _question(await _read_input(scope, receive, max_body_bytes))
+
+
+def question_of_json(body: bytes | bytearray) -> Question:
+    """Make a JSON body that was read before canonical.
+
+    Raises:
+        ClientError: with the field at fault.
+    """
+    return _question(_Input(decode_json(body, _decoder), {}))
+
+
+def _question(read: _Input) -> Question:
+    request = read.request
+    media = _media(request, read.uploads)
     _check_parts(request, has_media=bool(media))
     return Question(
         conversation=_conversation(request, media),

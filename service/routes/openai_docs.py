@@ -26,13 +26,13 @@ _IGNORED_HEADER: dict[str, Schema] = {
 }
 _STARTING = {503: Reply("No engine was ready yet.", _ERROR)}
 _NOT_FOUND = {404: Reply("No model of this name is served.", _ERROR)}
-_BODY_ERRORS = {
+BODY_ERRORS = {
     400: Reply("A field is missing, unknown, unsupported or out of bounds.", _ERROR),
     408: Reply("The body did not arrive in time.", _ERROR),
     413: Reply("The body or the pictures are too large.", _ERROR),
     415: Reply("The body is not JSON in UTF-8, or compressed.", _ERROR),
 }
-_FAILURES = {
+SERVICE_FAILURES = {
     500: Reply("The service failed.", _ERROR),
     503: Reply("At capacity, starting, restarting, or out of device memory.", _ERROR),
     504: Reply("The request took longer than its deadline.", _ERROR),
@@ -60,9 +60,9 @@ OPENAI_OPERATIONS = (
                 dict(SERVER_TIMING_HEADER) | _IGNORED_HEADER,
             )
         }
-        | _BODY_ERRORS
+        | BODY_ERRORS
         | _NOT_FOUND
-        | _FAILURES,
+        | SERVICE_FAILURES,
         tag=_TAG,
     ),
     Operation(
@@ -91,9 +91,9 @@ OPENAI_OPERATIONS = (
         "counted, nothing reaches the engine.",
         body=(Content("application/json", TokenizeRequest),),
         replies={200: Reply("The tokens.", (Content("application/json", Tokenized),))}
-        | _BODY_ERRORS
+        | BODY_ERRORS
         | _NOT_FOUND
-        | _FAILURES,
+        | SERVICE_FAILURES,
         tag=_TAG,
     ),
     Operation(
@@ -103,9 +103,9 @@ OPENAI_OPERATIONS = (
         description="Special tokens are spelt, too.",
         body=(Content("application/json", DetokenizeRequest),),
         replies={200: Reply("The text.", (Content("application/json", Detokenized),))}
-        | _BODY_ERRORS
+        | BODY_ERRORS
         | _NOT_FOUND
-        | _FAILURES,
+        | SERVICE_FAILURES,
         tag=_TAG,
     ),
 )
