@@ -22,8 +22,23 @@ MAX_PROPERTIES = 5000
 MAX_ENUM_VALUES = 1000
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-# Keywords that hold no schemas, and those that hold them under names of the client's choice.
-_HOLD_VALUES = frozenset({"const", "default", "enum", "example", "examples", "required"})
+# Keywords that constrain nothing, those that hold no schemas, and those that hold them under names
+# of the client's choice.
+_ANNOTATIONS = frozenset(
+    {
+        "$comment",
+        "default",
+        "deprecated",
+        "description",
+        "discriminator",
+        "example",
+        "examples",
+        "readOnly",
+        "title",
+        "writeOnly",
+    }
+)
+_HOLD_VALUES = frozenset({"const", "enum", "required"})
 _HOLD_NAMES = frozenset(
     {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
 )
@@ -169,13 +184,36 @@ def _schema_texts(schemas: Mapping[str, Schema]) -> tuple[tuple[str, str], ...]:
     texts: list[tuple[str, str]] = []
     for name, schema in schemas.items():
         size.add(schema)
-        # llguidance's own extension: it could loosen what is promised.
-        definition = {key: value for key, value in schema.definition.items() if key != "x-guidance"}
-        text = json.dumps(definition, ensure_ascii=False)
+        text = json.dumps(_essence(schema.definition), ensure_ascii=False)
         size.num_bytes += len(text.encode())
         size.check(schema.param)
         texts.append((name, text))
     return tuple(texts)
+
+
+def _essence(part: object) -> object:
+    """Leave out of a schema what constrains nothing, and extensions, which might.
+
+    llguidance resolves no circular reference beside a keyword that it does not know. It takes
+    `oneOf` only where it can prove that the choices exclude each other, as a discriminator says.
+    """
+    if isinstance(part, list):
+        return [_essence(below) for below in cast("list[object]", part)]
+    if not isinstance(part, dict):
+        return part
+    node = cast("dict[str, object]", part)
+    essence: dict[str, object] = {}
+    for keyword, value in node.items():
+        if keyword in _HOLD_VALUES:
+            essence[keyword] = value
+        elif keyword in _HOLD_NAMES and isinstance(value, dict):
+            schemas = cast("dict[str, object]", value)
+            essence[keyword] = {name: _essence(below) for name, below in schemas.items()}
+        elif keyword == "oneOf" and "discriminator" in node and "anyOf" not in node:
+            essence["anyOf"] = _essence(value)
+        elif keyword not in _ANNOTATIONS and not keyword.startswith("x-"):
+            essence[keyword] = _essence(value)
+    return essence
 
 
 @dataclass
@@ -226,7 +264,7 @@ def _schemas_below(node: dict[str, object]) -> Iterator[object]:
     for keyword, value in node.items():
         if keyword in _HOLD_NAMES and isinstance(value, dict):
             yield from cast("dict[str, object]", value).values()
-        elif keyword not in _HOLD_VALUES:
+        elif keyword not in _HOLD_VALUES | _ANNOTATIONS:
             yield value
 
 
