@@ -26,7 +26,11 @@ from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
 from service.routes.files import FileRoutes
 from service.routes.health import HealthRoutes
+from service.routes.models import ModelRoutes
 from service.routes.native import NATIVE_ENVELOPE, AnyRequest, NativeRoutes
+from service.routes.openai_chat import OpenAIRoutes
+from service.routes.tokens import TokenRoutes
+from service.validation import json_too_deep
 
 logger = structlog.get_logger()
 
@@ -63,6 +67,9 @@ def create_app(
     app = _Application(
         route_handlers=[
             *NativeRoutes(chat, settings).handlers(),
+            *OpenAIRoutes(chat, settings).handlers(),
+            *ModelRoutes(chat).handlers(),
+            *TokenRoutes(chat, settings).handlers(),
             *HealthRoutes(chat).handlers(),
             *FileRoutes(files, settings).handlers(),
             *docs_handlers(),
@@ -71,6 +78,7 @@ def create_app(
             ServiceError: _tell,
             HTTPException: _refuse,
             ClientGone: _leave,
+            RecursionError: _refuse_depth,
             Exception: _fail,
         },
         lifespan=[lifespan],
@@ -104,6 +112,11 @@ def _refuse(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     for name, value in (error.headers or {}).items():
         response.headers.setdefault(name, value)
     return response
+
+
+def _refuse_depth(request: AnyRequest, _: RecursionError) -> Response[bytes]:
+    # Nothing here recurses but over the client's own JSON: its tools, its schemas.
+    return _tell(request, json_too_deep())
 
 
 def _leave(request: AnyRequest, _: ClientGone) -> Response[None]:

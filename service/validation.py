@@ -46,7 +46,7 @@ def decode_json(body: bytes | bytearray, decoder: msgspec.json.Decoder[Request])
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _json_invalid() from None
     except RecursionError:
-        raise _json_too_deep() from None
+        raise json_too_deep() from None
 
 
 def convert_form(fields: dict[str, Any], schema: type[Request]) -> Request:
@@ -100,14 +100,15 @@ def _check_json(body: bytes | bytearray) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _json_invalid() from None
     except RecursionError:
-        raise _json_too_deep() from None
+        raise json_too_deep() from None
 
 
 def _json_invalid() -> RequestInvalid:
     return RequestInvalid("json_invalid", "The body is not valid JSON in UTF-8.")
 
 
-def _json_too_deep() -> RequestInvalid:
+def json_too_deep() -> RequestInvalid:
+    """Make the error for a document whose parts lie within too many others."""
     return RequestInvalid("json_too_deep", "The JSON document is nested too deeply.")
 
 

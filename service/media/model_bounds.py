@@ -17,14 +17,14 @@ class ModelBounds(NamedTuple):
     video: VideoBounds
 
 
-class _Size(msgspec.Struct):
+class _Size(msgspec.Struct, frozen=True):
     """Areas, for all their names. The defaults are those of transformers' class."""
 
     shortest_edge: int = 128 * 32 * 32
     longest_edge: int = 768 * 32 * 32
 
 
-class _VideoProcessor(msgspec.Struct):
+class _VideoProcessor(msgspec.Struct, frozen=True):
     """What matters here of `video_preprocessor_config.json`."""
 
     size: _Size = _Size()

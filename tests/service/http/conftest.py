@@ -27,6 +27,7 @@ from inference.protocol import (
     Generate,
     ModelFacts,
     Stats,
+    TokenLogprob,
 )
 from service.app import create_app
 from service.config import Settings
@@ -39,8 +40,9 @@ from service.media.pool import ImagePool
 class ScriptedEngine:
     """What the web side sees of an engine; a test writes its lines.
 
-    pieces: one delta each. error: raised after them. holds: when set, nothing comes after the first
-    piece until the event. requests, cancelled: what it was told. unfinished: ids in work.
+    pieces: one delta each, the same for every answer. ending: how the answers end. error: raised
+    instead. holds: when set, nothing comes after the first piece until the event. requests,
+    cancelled: what it was told. unfinished: ids in work.
     """
 
     def __init__(self, model: ModelFacts, encode: Callable[[str], list[int]]) -> None:
@@ -53,6 +55,7 @@ class ScriptedEngine:
         self.stats: Stats | None = Stats(gpu_memory_used_bytes=3 * 2**29)
         self.is_ready = True
         self.pieces = ["A red", " circle."]
+        self.ending = (FinishReason.STOP, "")
         self.error: Exception | None = None
         self.holds: anyio.Event | None = None
         self.requests: list[Generate] = []
@@ -71,6 +74,7 @@ class ScriptedEngine:
         assert request.request_id not in self.unfinished
         self.requests.append(request)
         self.unfinished.add(request.request_id)
+        indexes = range(request.num_sequences)
         num_tokens = 0
         admission: Admission | None = Admission(
             num_cached_tokens=2, queue_seconds=0.02, vision_seconds=0.03, prefill_seconds=0.01
@@ -80,7 +84,14 @@ class ScriptedEngine:
                 await self.holds.wait()
             token_ids = self._encode(piece)
             num_tokens += len(token_ids)
-            yield Delta(request_id=request.request_id, token_ids=token_ids, admission=admission)
+            for index in indexes:
+                yield Delta(
+                    request_id=request.request_id,
+                    index=index,
+                    token_ids=token_ids,
+                    logprobs=_logprobs(token_ids, request.sampling.logprobs),
+                    admission=admission,
+                )
             admission = None
             await anyio.lowlevel.checkpoint()
         if self.holds is not None:
@@ -88,12 +99,27 @@ class ScriptedEngine:
         self.unfinished.discard(request.request_id)
         if self.error is not None:
             raise self.error
+        reason, detail = self.ending
         finish = Finish(
-            reason=FinishReason.STOP,
-            num_output_tokens=num_tokens + 1,
-            decode_seconds=0.04,
+            reason=reason, detail=detail, num_output_tokens=num_tokens + 1, decode_seconds=0.04
         )
-        yield Delta(request_id=request.request_id, admission=admission, finish=finish)
+        for index in indexes:
+            yield Delta(
+                request_id=request.request_id, index=index, admission=admission, finish=finish
+            )
+
+
+def _logprobs(token_ids: list[int], num_top: int | None) -> list[TokenLogprob]:
+    if num_top is None:
+        return []
+    return [
+        TokenLogprob(
+            token_id=token_id,
+            logprob=-0.5,
+            top=[(token_id + place, -0.5 - place) for place in range(num_top)],
+        )
+        for token_id in token_ids
+    ]
 
 
 @pytest.fixture(scope="session")
