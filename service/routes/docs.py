@@ -9,7 +9,6 @@ from service.openapi import render_document
 from service.routes.files_docs import FILE_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
-from service.routes.openai_docs import OPENAI_OPERATIONS
 from service.routes.preview_docs import PREVIEW_OPERATIONS
 from service.static_folder import FOLDER, StaticFolder
 from service.version import version
