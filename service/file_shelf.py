@@ -66,7 +66,8 @@ class Draft:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Make the folder and set max_bytes aside."""
-        folder.mkdir(mode=0o700, parents=True)
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
         self._folder = folder
         self._max_bytes = max_bytes
         self._num_bytes = 0
@@ -168,9 +169,11 @@ class FileShelf:
             return Draft(folder / (_DRAFT + secrets.token_hex(16)), num_bytes)
 
     def keep(self, draft: Draft, label: Label) -> StoredFile:
-        """Make a draft a file."""
+        """Make a draft a file; raises as Draft.keep does."""
         seconds = label.expiry_seconds or self._settings.file_expiry_seconds
-        return draft.keep(label, int(time.time()), seconds)
+        # Alone, because who adds lengths up under way would find it at neither name.
+        with self._alone():
+            return draft.keep(label, int(time.time()), seconds)
 
     def files(self, tenant: str) -> list[StoredFile]:
         """Tell a tenant's files, the newest first."""
@@ -250,7 +253,7 @@ class FileShelf:
 
     @contextlib.contextmanager
     def _alone(self) -> Generator[None]:
-        """Keep every other worker from beginning a draft or sweeping."""
+        """Keep every other worker from beginning, keeping and sweeping."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
