@@ -26,6 +26,8 @@ from inference.spans import VisualLayout
 
 # The warm-up's owner; workers are numbered from 0.
 _NOBODY = Owner(-1)
+# What may wait by default: so much is computed within minutes, or was not worth waiting for.
+_POOLS_OF_QUEUED_TOKENS = 4
 
 
 def build_engine(
@@ -101,6 +103,11 @@ def _limits(config: EngineConfig, plan: MemoryPlan) -> Limits:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_queued_requests=config.max_queued_requests,
+        max_num_encoded_patches=config.max_num_encoded_patches,
+        max_queued_tokens=config.max_queued_tokens
+        or _POOLS_OF_QUEUED_TOKENS * plan.num_blocks * config.block_size,
+        max_queued_patches=config.max_queued_patches,
+        max_queued_seconds=config.max_queued_seconds,
     )
 
 
@@ -135,6 +142,7 @@ def warm_up(engine: Engine) -> None:
                     raise RuntimeError(f"the warm-up was refused: {message}")
             if time.monotonic() > give_up_time:
                 raise RuntimeError("the warm-up does not end")
+    engine.gate.forget_pace()
     engine.scheduler.blocks.forget_all()
     engine.scheduler.embeddings.clear()
 

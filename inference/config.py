@@ -31,6 +31,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization: share of the device's memory that weights, pool and work may take.
     embedding_cache_bytes: cap of the cache of encoded pictures.
     max_queued_requests: requests waiting beyond the running ones before `overloaded`.
+    max_queued_tokens: the same in prompt tokens; None takes four times what the KV pool holds.
+    max_queued_patches: the same in vision patches; the default is 0.8 GB of pixels in memory.
+    max_queued_seconds: the same in time, as predicted from the steps measured lately.
     num_threads: CPU threads of the engine's arithmetic; None chooses from the cores.
     """
 
@@ -52,4 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     embedding_cache_bytes: Size = 256 * 1024 * 1024
     max_queued_requests: Size = 256
+    max_queued_tokens: Count | None = None
+    max_queued_patches: Count = 1024 * 1024
+    max_queued_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     num_threads: Count | None = None

@@ -1,5 +1,6 @@
 """The engine's end of the wire: a listener, and two threads for every connected web worker.
 
+What asks for an answer passes the gate on the thread that reads it: a refusal goes back at once.
 A frame that is no message costs its sender the connection; a worker that stops reading loses it
 too, once its bounded queue is full. Either way the engine hears that the worker is gone.
 """
@@ -8,6 +9,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 from itertools import count
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from queue import Empty, Full, Queue, SimpleQueue
@@ -15,11 +17,14 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
+from inference.backlog import Ticket
 from inference.protocol import (
     MAX_FRAME_BYTES,
     EngineMessage,
     FrameError,
+    Generate,
     Ready,
+    Refused,
     WorkerMessage,
     decode_worker_message,
     encode,
@@ -28,6 +33,8 @@ from inference.sequence import Owner
 
 # Frames a worker may be behind, about as many steps. Deltas are small: this bounds memory only.
 MAX_QUEUED_FRAMES = 4096
+# How long a worker that does not read may keep `send_through` waiting.
+_WRITE_SECONDS = 1.0
 
 _log = structlog.get_logger()
 
@@ -36,7 +43,7 @@ class Gone(NamedTuple):
     """This owner's connection ended; nothing more comes from it."""
 
 
-Letter: TypeAlias = tuple[Owner, WorkerMessage | Gone]
+Letter: TypeAlias = tuple[Owner, WorkerMessage | Ticket | Gone]
 
 
 class Mailbox:
@@ -50,13 +57,21 @@ class Mailbox:
         self._peers: dict[Owner, _Peer] = {}
         self._owners = count()
         self._greeting: Ready | None = None
+        self._admit: Callable[[Generate], Ticket | Refused] | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._accept_all, name="acceptor", daemon=True).start()
 
-    def greet(self, ready: Ready) -> None:
-        """From now on the first message on every connection is this one."""
+    def greet(
+        self, ready: Ready, admit: Callable[[Generate], Ticket | Refused] | None = None
+    ) -> None:
+        """From now on the first message on every connection is this one.
+
+        admit: judges what asks for an answer, on the reading threads; what it refuses is answered
+            there, and of what it lets in the ticket is received. None lets all pass as they are.
+        """
         with self._lock:
+            self._admit = admit
             self._greeting = ready
             peers = list(self._peers.values())
         for peer in peers:
@@ -80,6 +95,13 @@ class Mailbox:
         peer = self._peers.get(owner)
         if peer is not None:
             peer.post(encode(message))
+
+    def send_through(self, owner: Owner, message: EngineMessage) -> None:
+        """Deliver to one worker, and return once it is written or the worker takes too long."""
+        peer = self._peers.get(owner)
+        if peer is not None:
+            peer.post(encode(message))
+            peer.wait_written()
 
     def broadcast(self, message: EngineMessage) -> None:
         """Deliver to every worker."""
@@ -117,7 +139,7 @@ class Mailbox:
             self._join(owner, connection)
             while True:
                 frame = connection.recv_bytes(MAX_FRAME_BYTES)
-                self._inbox.put((owner, decode_worker_message(frame)))
+                self._sort(owner, decode_worker_message(frame))
         except (EOFError, OSError):
             pass  # the worker went away
         except FrameError as error:
@@ -126,6 +148,17 @@ class Mailbox:
             _log.error("connection refused", kind=type(error).__name__)
         finally:
             self._leave(owner, connection)
+
+    def _sort(self, owner: Owner, message: WorkerMessage) -> None:
+        """Put a message into the inbox, unless the gate refuses what it asks."""
+        letter: WorkerMessage | Ticket = message
+        if self._admit is not None and isinstance(message, Generate):
+            admitted = self._admit(message)
+            if isinstance(admitted, Refused):
+                self.send(owner, admitted)
+                return
+            letter = admitted
+        self._inbox.put((owner, letter))
 
     def _join(self, owner: Owner, connection: Connection) -> None:
         with self._lock:
@@ -148,7 +181,7 @@ class _Peer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._frames: Queue[bytes | None] = Queue(MAX_QUEUED_FRAMES)
+        self._frames: Queue[bytes | threading.Event | None] = Queue(MAX_QUEUED_FRAMES)
         self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
         self._writer.start()
 
@@ -159,6 +192,13 @@ class _Peer:
         except Full:
             _log.error("a worker does not read; hanging up")
             self._hang_up()
+
+    def wait_written(self) -> None:
+        """Wait until what is queued is with the kernel, where it outlives this process."""
+        written = threading.Event()
+        with contextlib.suppress(Full):
+            self._frames.put_nowait(written)
+            written.wait(_WRITE_SECONDS)
 
     def finish(self) -> None:
         """Write what is queued, for a second at most, then end the thread."""
@@ -172,7 +212,10 @@ class _Peer:
     def _write_all(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while (frame := self._frames.get()) is not None:
-                self._connection.send_bytes(frame)
+                if isinstance(frame, threading.Event):
+                    frame.set()
+                else:
+                    self._connection.send_bytes(frame)
 
     def _hang_up(self) -> None:
         # Closing a descriptor another thread reads from is undefined; shutting it down wakes both.

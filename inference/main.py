@@ -23,11 +23,10 @@ from inference.protocol import (
     FrameError,
     Generate,
     Heartbeat,
+    Isolated,
     Outputs,
     Progress,
     Ready,
-    RefusalCode,
-    Refused,
     Started,
     StartFailed,
     decode_stop,
@@ -75,7 +74,8 @@ def run_inference(
             engine_id=uuid.uuid4().hex,
             model=engine.model,
             limits=engine.limits,
-        )
+        ),
+        engine.gate.admit,
     )
     supervisor.tell(Started())
     _serve(engine, mailbox, supervisor)
@@ -98,8 +98,10 @@ def _serve(engine: "Engine", mailbox: "Mailbox", supervisor: "_Supervisor") -> N
             supervisor.tell(Heartbeat())
             mailbox.broadcast(engine.stats())
             next_beat = now + HEARTBEAT_SECONDS
+        if supervisor.is_stopping:
+            engine.gate.drain()
         for letter in mailbox.receive(_idle_seconds(engine)):
-            _read(letter, engine, mailbox, is_draining=supervisor.is_stopping)
+            _read(letter, engine)
         if engine.has_work:
             _deliver(engine, mailbox)
 
@@ -110,18 +112,19 @@ def _idle_seconds(engine: "Engine") -> float:
     return _POLL_SECONDS if engine.has_work else HEARTBEAT_SECONDS / 4
 
 
-def _read(letter: "Letter", engine: "Engine", mailbox: "Mailbox", *, is_draining: bool) -> None:
+def _read(letter: "Letter", engine: "Engine") -> None:
+    from inference.mailbox import Gone
+
     owner, message = letter
     match message:
-        case Generate() if is_draining:
-            refused = Refused(request_id=message.request_id, code=RefusalCode.DRAINING)
-            mailbox.send(owner, refused)
-        case Generate():
-            engine.add(owner, message)
         case Cancel():
             engine.cancel(owner, message.request_id)
-        case _:
+        case Gone():
             engine.cancel_all(owner)
+        case Generate():  # sent before the greeting, so not yet through the gate
+            engine.add(owner, message)
+        case _:
+            engine.take(owner, message)
 
 
 def _deliver(engine: "Engine", mailbox: "Mailbox") -> None:
@@ -130,6 +133,8 @@ def _deliver(engine: "Engine", mailbox: "Mailbox") -> None:
     for owner, message in engine.step():
         if isinstance(message, Delta):
             deltas.setdefault(owner, []).append(message)
+        elif isinstance(message, Isolated):
+            mailbox.send_through(owner, message)
         else:
             mailbox.send(owner, message)
     for owner, batch in deltas.items():

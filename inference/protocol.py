@@ -115,12 +115,13 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one tenant may use, as its key's entry says; None is without limit.
+    """What one caller may use, as its key's entry says; None is without limit.
 
     max_concurrent_requests: taken and not ended.
     requests_per_minute, tokens_per_minute: averages, of which a minute's worth may come at once.
         Tokens are the prompt's, charged when a request is taken, and the answers', as they come.
-    weight: its share of a busy engine, next to tenants of weight 1.
+        Above 0.
+    weight: its share of a busy engine, next to callers of weight 1; above 0.
     """
 
     max_concurrent_requests: int | None = None
@@ -143,10 +144,11 @@ class Generate(
     num_sequences: how many independent continuations (`n`); they share the prompt's blocks.
     sequence_indices: what each is called in its deltas, and what joins its seed; empty is 0, 1, ...
         A request that goes on in a new engine keeps the indices of those still open.
-    priority: lower runs first; within one, tenants take fair turns, and each tenant's requests run
+    priority: lower runs first; within one, callers take fair turns, and each caller's requests run
         in order of arrival.
-    tenant: separates caches, two tenants never share a block; and who shares and quotas count for.
-    quota: the tenant's limits; None is without any.
+    tenant: separates caches; two tenants never share a block.
+    caller: who turns and quotas count for: a key's name; empty is the tenant as a whole.
+    quota: the caller's limits; None is without any.
     deadline_seconds: time left when this was sent; then all its sequences end with `deadline`. The
         engine counts on its own clock. None waits for ever.
     output_prefixes: per sequence, tokens already delivered before an engine was lost; generation
@@ -163,6 +165,7 @@ class Generate(
     sequence_indices: list[int] = []
     priority: int = 0
     tenant: str = ""
+    caller: str = ""
     quota: Quota | None = None
     deadline_seconds: float | None = None
     output_prefixes: list[list[int]] = []
@@ -237,7 +240,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     """Engine to worker: the request ends here; no other message for it follows.
 
     retry_after_seconds: with `overloaded` and `rate_limited`, when to try again.
-    quota: with `rate_limited`, which of the tenant's limits it was.
+    quota: with `rate_limited`, which of the caller's limits it was.
     needed, allowed: the two numbers behind a limit, in the limit's unit; None where there is none.
     """
 
@@ -295,7 +298,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What the running engine can hold: derived once, after the warm-up.
 
     num_blocks x block_size is the KV pool in tokens. max_num_seqs: sequences that decode together.
-    max_queued_requests: beyond it the answer is `overloaded`.
+    max_num_batched_tokens, max_num_encoded_patches: the most prompt tokens and patches of a step.
+    max_queued_requests, max_queued_tokens, max_queued_patches, max_queued_seconds: beyond any of
+        them the answer is `overloaded`: what waits in sequences beyond the running ones, prompt
+        tokens, vision patches and predicted time until a newcomer begins. None is no bound.
     """
 
     block_size: int
@@ -303,6 +309,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     max_queued_requests: int
+    max_num_encoded_patches: int = 16384
+    max_queued_tokens: int | None = None
+    max_queued_patches: int | None = None
+    max_queued_seconds: float | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -365,15 +375,25 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     """Child to supervisor, about once a second: the main loop turned since the last one."""
 
 
+class ReplaceMe(msgspec.Struct, frozen=True, kw_only=True, tag="replace_me"):
+    """Child to supervisor: this child has done its share; another is to take its place."""
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
-    """Supervisor to child: finish what runs within this many seconds, then end."""
+    """Supervisor to child: finish what runs within drain_seconds, then end.
+
+    delay_seconds: before that, take what still comes, and say that it will not be for long.
+    is_replaced: another child has taken its place already.
+    """
 
     drain_seconds: float
+    delay_seconds: float = 0.0
+    is_replaced: bool = False
 
 
 WorkerMessage: TypeAlias = Generate | Cancel
 EngineMessage: TypeAlias = Ready | Outputs | Refused | Isolated | Stats
-ChildMessage: TypeAlias = Progress | Started | StartFailed | Heartbeat
+ChildMessage: TypeAlias = Progress | Started | StartFailed | Heartbeat | ReplaceMe
 
 Message = TypeVar("Message")
 

@@ -19,8 +19,8 @@ from inference.embeddings import EmbeddingCache
 from inference.model import Model
 from inference.protocol import Vision
 from inference.rope import prompt_positions
-from inference.scheduler import Chunk, Encoding
 from inference.sequence import Request
+from inference.step import Chunk, Encoding
 from inference.transfer import upload
 
 if TYPE_CHECKING:

@@ -1,22 +1,24 @@
 """Who runs next: which sequences decode, which prompts advance, which pictures are encoded.
 
-Pure Python over tokens, blocks and bytes; it never sees a tensor. Order is by rank (arrival time
-plus a head start per priority), which makes waiting finite for every class: the lowest rank is
-served first, is never preempted for a higher one, and any sequence admitted at all fits the pool
-alone. That is why the loop cannot deadlock or starve.
+Pure Python over tokens, blocks and bytes; it never sees a tensor. Who is admitted next is the fair
+queue's to say. Of those that run, the lowest rank (arrival time plus a head start per priority) is
+never preempted, and any sequence admitted at all fits the pool alone: so it ends, and then the next
+one is the lowest. That is why the loop cannot deadlock or starve.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 from inference.blocks import BlockPool
 from inference.embeddings import EmbeddingCache, EmbeddingKey
+from inference.fair_queue import FairQueue
 from inference.protocol import Finish
 from inference.sequence import Request, Sequence, SequenceState
 from inference.spans import VisualLayout, VisualSpan, num_patches
+from inference.step import Chunk, Encoding, Step
 
 
 class SchedulerLimits(NamedTuple):
@@ -33,54 +35,12 @@ class SchedulerLimits(NamedTuple):
     bytes_per_visual_token: int
 
 
-@dataclass(slots=True, frozen=True)
-class Chunk:
-    """Tokens [start, end) of one sequence to run through the model."""
-
-    sequence: Sequence
-    start: int
-    end: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to run."""
-        return self.end - self.start
-
-    @property
-    def completes(self) -> bool:
-        """The chunk reaches the newest token, so the next one can be chosen."""
-        return self.end == self.sequence.num_tokens
-
-
-@dataclass(slots=True, frozen=True)
-class Encoding:
-    """A picture to encode before this step's chunks run."""
-
-    key: EmbeddingKey
-    request: Request
-    vision: int
-
-
-@dataclass(slots=True)
-class Step:
-    """One step's work: single-token chunks of decoding sequences, prefill chunks, pictures."""
-
-    decodes: list[Chunk] = field(default_factory=list[Chunk])
-    prefills: list[Chunk] = field(default_factory=list[Chunk])
-    encodings: list[Encoding] = field(default_factory=list[Encoding])
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """All chunks, decodes first: the order of the batch's rows."""
-        return self.decodes + self.prefills
-
-
-def _order(sequence: Sequence) -> tuple[float, float, int]:
-    return (sequence.request.rank, sequence.request.arrival_time, sequence.index)
-
-
 class Scheduler:
-    """Owns the queue, the running sequences, the block pool and the embedding cache."""
+    """Owns the queue, the running sequences, the block pool and the embedding cache.
+
+    running: by rank. only: the one request that may be admitted; None is any. is_full: the last
+    step left a sequence waiting because rows or blocks were short.
+    """
 
     def __init__(
         self,
@@ -93,8 +53,11 @@ class Scheduler:
         self.blocks = blocks
         self.embeddings = embeddings
         self.layout = layout
-        self.waiting: list[Sequence] = []
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []
+        self.only: Request | None = None
+        self.is_full = False
+        self.num_admissions = 0
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -109,17 +72,17 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits the pool alone."""
-        insort(self.waiting, sequence, key=_order)
+        self.waiting.add(sequence)
 
     def schedule(self) -> Step:
         """Plan the next step and give its sequences their blocks."""
         step = Step()
+        self.is_full = False
         budget = self.limits.max_num_batched_tokens
-        for sequence in list(self.running):
-            if sequence.state is SequenceState.DECODE and self._grow(sequence):
-                step.decodes.append(
-                    Chunk(sequence, sequence.num_computed_tokens, sequence.num_tokens)
-                )
+        grown = [s for s in list(self.running) if self._is_decoding(s) and self._grow(s)]
+        # One that has grown may have been preempted for another one since.
+        for sequence in filter(self._is_decoding, grown):
+            self._add_chunk(step.decodes, sequence, sequence.num_tokens)
         budget -= len(step.decodes)
         patches = self.limits.max_num_encoded_patches
         for sequence in self._prefill_candidates():
@@ -147,11 +110,15 @@ class Scheduler:
     def finish(self, sequence: Sequence, finish: Finish) -> None:
         """End a sequence in any live state and give back all it holds."""
         if sequence.state is SequenceState.WAITING:
-            self._remove(self.waiting, sequence)
+            self.waiting.remove(sequence)
         else:
-            self._remove(self.running, sequence)
-            self._give_back(sequence)
+            self._stop_running(sequence)
         sequence.end(finish)
+
+    def pause(self) -> None:
+        """Put every running sequence back in the queue; what it has computed may be found again."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
 
     def check_integrity(self) -> None:
         """Compare every count with what the sequences hold.
@@ -166,21 +133,36 @@ class Scheduler:
             raise RuntimeError("a picture is pinned by nobody")
 
     def _prefill_candidates(self) -> Iterator[Sequence]:
-        yield from [s for s in self.running if s.state is SequenceState.PREFILL]
-        for sequence in list(self.waiting):
-            if self._waits_for_sibling(sequence):
-                continue
+        begun = [s for s in self.running if s.state is SequenceState.PREFILL]
+        yield from sorted(begun, key=lambda sequence: sequence.turn)
+        while (sequence := self.waiting.next(self._is_ready)) is not None:
             if len(self.running) >= self.limits.max_num_seqs or not self._admit(sequence):
+                self.is_full = True
                 return
             yield sequence
 
-    def _waits_for_sibling(self, sequence: Sequence) -> bool:
-        """A request's first sequence computes the prompt; the others then find it cached."""
+    def _is_ready(self, sequence: Sequence) -> bool:
+        """Nothing but room keeps it from running."""
+        if self.only is not None and sequence.request is not self.only:
+            return False
+        # A request's first sequence computes the prompt; the others then find it cached.
         leader = sequence.request.sequences[0]
-        return sequence is not leader and leader.state in (
+        return sequence is leader or leader.state not in (
             SequenceState.WAITING,
             SequenceState.PREFILL,
         )
+
+    def _is_decoding(self, sequence: Sequence) -> bool:
+        return sequence.state is SequenceState.DECODE
+
+    def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, end: int) -> None:
+        """Plan a sequence's tokens up to `end`, and charge its account for those that are new."""
+        start = sequence.num_computed_tokens
+        chunks.append(Chunk(sequence, start, end))
+        charged = max(start, sequence.num_charged_tokens)
+        if end > charged:
+            self.waiting.charge_tokens(sequence.request, charged, end)
+            sequence.num_charged_tokens = end
 
     def _admit(self, sequence: Sequence) -> bool:
         size = self.limits.block_size
@@ -202,8 +184,10 @@ class Scheduler:
             )
         self.prefix_cache_queries += len(keys)
         self.prefix_cache_hits += len(found)
-        self._remove(self.waiting, sequence)
+        self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
+        self.num_admissions += 1
+        sequence.turn = self.num_admissions
         sequence.move_to(SequenceState.PREFILL)
         return True
 
@@ -223,7 +207,7 @@ class Scheduler:
                 break
             patches -= cost
         if end > start:
-            step.prefills.append(Chunk(sequence, start, end))
+            self._add_chunk(step.prefills, sequence, end)
         return end - start, patches
 
     def _encoding_cost(self, sequence: Sequence, span: VisualSpan) -> int:
@@ -239,12 +223,14 @@ class Scheduler:
             return True
         if key not in self.embeddings:
             vision = sequence.request.visions[span.vision]
-            num_tokens = num_patches(vision, self.layout) // self.layout.merge_size**2
+            patches = num_patches(vision, self.layout)
+            num_tokens = patches // self.layout.merge_size**2
             num_bytes = num_tokens * self.limits.bytes_per_visual_token
             if not self.embeddings.has_room(num_bytes):
                 return False
             self.embeddings.reserve(key, num_bytes)
             step.encodings.append(Encoding(key, sequence.request, span.vision))
+            self.waiting.charge_patches(sequence.request, patches)
         else:
             self.embedding_cache_hits += 1
         self.embedding_cache_queries += 1
@@ -267,25 +253,42 @@ class Scheduler:
             self._pins.pop(sequence, None)
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Make room for the newest token, at the cost of the highest rank; False: it was itself."""
+        """Make room for the newest token, at another's cost; False: it was its own."""
         while len(sequence.block_table) < sequence.num_blocks_for(sequence.num_tokens):
             if sequence.state is not SequenceState.DECODE:
                 return False
             if self.blocks.num_free:
                 sequence.block_table += self.blocks.allocate(1)
             else:
-                self._preempt(self.running[-1])
+                self._preempt(self._victim())
         return sequence.state is SequenceState.DECODE
+
+    def _victim(self) -> Sequence:
+        """The latest sequence of the account that holds most for its weight; never the very first.
+
+        Whoever is first in rank keeps its blocks until it has ended: that is the loop's progress.
+        """
+        candidates = self.running[1:] or self.running
+        held: Counter[str] = Counter()
+        for sequence in self.running:
+            held[sequence.request.account] += len(sequence.block_table)
+        return max(
+            candidates,
+            key=lambda s: (held[s.request.account] / s.request.weight, s.order),
+        )
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back in the queue; its tokens stay, its blocks are recomputed."""
-        self._remove(self.running, sequence)
-        self._give_back(sequence)
+        self._stop_running(sequence)
         sequence.move_to(SequenceState.WAITING)
         self.add(sequence)
         self.num_preemptions += 1
 
-    def _give_back(self, sequence: Sequence) -> None:
+    def _stop_running(self, sequence: Sequence) -> None:
+        index = bisect_left(self.running, sequence.order, key=_order)
+        while self.running[index] is not sequence:
+            index += 1
+        del self.running[index]
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = 0
@@ -294,8 +297,6 @@ class Scheduler:
     def _key(self, request: Request, vision: int) -> EmbeddingKey:
         return (request.tenant, request.visions[vision].content_hash)
 
-    def _remove(self, sequences: list[Sequence], sequence: Sequence) -> None:
-        index = bisect_left(sequences, _order(sequence), key=_order)
-        while sequences[index] is not sequence:
-            index += 1
-        del sequences[index]
+
+def _order(sequence: Sequence) -> tuple[float, float, int]:
+    return sequence.order

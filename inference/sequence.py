@@ -4,6 +4,7 @@ No torch: what the runner keeps per sequence (positions, sampler state) lives in
 """
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass, field
@@ -39,8 +40,10 @@ ALLOWED_MOVES: dict[SequenceState, frozenset[SequenceState]] = {
 class Request:
     """What one `Generate` asked for, shared by its sequences.
 
-    rank: the order in which sequences are served and, reversed, preempted; lower goes first.
-    arrival_time: on the engine's clock.
+    tenant: whose caches it may use. account: whose work it is. rank: the order in which an
+    account's sequences are served and, reversed, preempted; lower goes first. priority: its class,
+    part of the rank. weight: the account's share.
+    arrival_time, deadline: on the engine's clock. is_suspect: runs while nothing else does.
     """
 
     owner: Owner
@@ -52,6 +55,11 @@ class Request:
     tenant: str
     rank: float
     arrival_time: float
+    account: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    deadline: float = math.inf
+    is_suspect: bool = False
     sequences: "list[Sequence]" = field(default_factory=list["Sequence"])
 
     @property
@@ -66,6 +74,8 @@ class Sequence:
 
     num_computed_tokens: tokens whose keys and values are in the blocks.
     num_cached_tokens: prompt tokens found in the prefix cache when it first ran.
+    num_charged_tokens: tokens its account was charged for; those computed again are not.
+    turn: its number among the admissions; the last one's, if it was preempted.
     block_table: blocks in order; block i holds tokens [i * block_size, (i + 1) * block_size).
     admitted_time, first_delta_time: None until then, on the engine's clock.
     """
@@ -78,11 +88,18 @@ class Sequence:
     finish: Finish | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    num_charged_tokens: int = 0
+    turn: int = 0
     block_table: list[int] = field(default_factory=list[int])
     _block_keys: list[bytes] = field(default_factory=list[bytes])
     admitted_time: float | None = None
     first_delta_time: float | None = None
     vision_seconds: float = 0.0
+
+    @property
+    def order(self) -> tuple[float, float, int]:
+        """Sorts the sequences of an account; no two of one request are alike."""
+        return (self.request.rank, self.request.arrival_time, self.index)
 
     @property
     def num_tokens(self) -> int:

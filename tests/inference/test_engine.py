@@ -6,8 +6,8 @@ import msgspec
 import pytest
 import torch
 
-from inference.engine import SECONDS_PER_PRIORITY
 from inference.grammar import GrammarRefusedError
+from inference.intake import SECONDS_PER_PRIORITY
 from inference.protocol import FinishReason, Generate, Grammar, RefusalCode, SamplingParams
 from inference.sequence import Owner
 
@@ -152,7 +152,7 @@ def test_running_requests_take_no_place_in_the_queue(kit, models, asked):
 def test_short_memory_refuses_newcomers_and_serves_the_others(kit, models, asked, tokens):
     engine = kit.make_engine(models["dense"])
     engine.add(kit.owner, kit.generate(asked, "early"))
-    engine._is_memory_short = lambda: True
+    engine.gate._is_memory_short = lambda: True
     engine.add(kit.owner, kit.generate(asked, "late"))
 
     answers = kit.run(engine)
@@ -513,7 +513,18 @@ def test_nothing_grows_with_the_requests_that_have_passed(kit, models):
 
     def sizes():
         scheduler, runner = engine.scheduler, engine.runner
-        owners = (engine, scheduler, scheduler.blocks, scheduler.embeddings, runner)
+        owners = (
+            engine,
+            engine._answers,
+            engine._isolation,
+            engine.gate,
+            engine.gate._backlog,
+            scheduler,
+            scheduler.waiting,
+            scheduler.blocks,
+            scheduler.embeddings,
+            runner,
+        )
         return {
             f"{type(owner).__name__}.{name}": len(value)
             for owner in owners
@@ -538,7 +549,6 @@ def test_nothing_grows_with_the_requests_that_have_passed(kit, models):
     kit.run(engine)
 
     assert sizes() == before
-    assert len(engine._finish_times) <= 32
 
 
 # When memory runs out

@@ -36,6 +36,7 @@ class Asked:
     num_sequences: int = 1
     priority: int = 0
     tenant: str = ""
+    weight: float = 1.0
     prefix: int = 0
     steps_before: int = 0
     cancelled_after: int | None = None
@@ -57,6 +58,11 @@ class Asked:
 
 def order(sequence):
     return (sequence.request.rank, sequence.request.arrival_time, sequence.index)
+
+
+def line(sequence):
+    """Whom a sequence waits among, in order."""
+    return (sequence.request.priority, sequence.request.account)
 
 
 class Trace:
@@ -102,8 +108,11 @@ class Trace:
             visions=visions,
             spans=locate_spans(prompt, visions, LAYOUT),
             tenant=asked.tenant,
+            account=asked.tenant,
             rank=self.now + 10 * asked.priority,
             arrival_time=self.now,
+            priority=asked.priority,
+            weight=asked.weight,
         )
         self.now += 0.01
         prefix = [token % 3 for token in range(min(asked.prefix, asked.max_tokens - 1))]
@@ -214,17 +223,26 @@ class Trace:
 
     def _check_order(self, running_before):
         scheduler = self.scheduler
-        preempted = [s for s in running_before if s in scheduler.waiting]
-        stayed = [s for s in running_before if s not in scheduler.waiting]
-        assert all(order(s) < order(p) for s in stayed for p in preempted)
+        waiting = list(scheduler.waiting)
+        preempted = [s for s in running_before if s in waiting]
+        stayed = [s for s in running_before if s not in waiting]
+        assert not preempted or running_before[0] in stayed
+        assert all(
+            order(s) < order(p)
+            for s in stayed
+            for p in preempted
+            if s.request.account == p.request.account
+        )
         admitted = [s for s in scheduler.running if s not in running_before]
-        for passed in scheduler.waiting:
+        for passed in waiting:
             leader = passed.request.sequences[0]
             follows = leader is not passed and leader.state in (
                 SequenceState.WAITING,
                 SequenceState.PREFILL,
             )
-            assert follows or all(order(s) < order(passed) for s in admitted)
+            assert follows or all(
+                order(s) < order(passed) for s in admitted if line(s) == line(passed)
+            )
 
     def _check_budgets(self, step):
         limits = self.limits
@@ -248,6 +266,7 @@ requests = st.builds(
     num_sequences=st.integers(1, 4),
     priority=st.integers(-2, 2),
     tenant=st.sampled_from(["", "", "b"]),
+    weight=st.sampled_from([1.0, 0.5, 3.0]),
     prefix=st.integers(0, 5),
     steps_before=st.integers(0, 5),
     cancelled_after=st.none() | st.integers(0, 9),
@@ -364,6 +383,117 @@ def test_a_lower_class_is_served_before_what_came_after_its_head_start():
     before = started[: started.index(low)]
     assert before
     assert all(request.arrival_time < low.arrival_time + 10 for request in before)
+
+
+def test_a_tenant_with_ten_times_the_load_does_not_hold_up_another():
+    """Of two that always want something, each gets half of the work."""
+    trace = Trace(max_num_seqs=2, num_blocks=60)
+    for _ in range(40):
+        trace.add(Asked(((0, 8),), max_tokens=6, tenant="heavy"))
+    light = [trace.add(Asked(((1, 8),), max_tokens=6, tenant="light")) for _ in range(4)]
+
+    trace.step_until(lambda: all(request.is_finished for request in light))
+
+    ended = {s.request.request_id for s in trace.sequences if s.finish is not None}
+    assert len(ended) <= 4 + 4 + 2
+    trace.run()
+
+
+def test_a_tenants_weight_is_its_share():
+    trace = Trace(max_num_seqs=4, num_blocks=60)
+    for _ in range(60):
+        trace.add(Asked(((0, 8),), max_tokens=6, tenant="a", weight=3.0))
+        trace.add(Asked(((1, 8),), max_tokens=6, tenant="b"))
+    for _ in range(60):
+        trace.step()
+
+    ended = [s.request.tenant for s in trace.sequences if s.finish is not None]
+    assert 2.5 < ended.count("a") / ended.count("b") < 3.5
+    trace.run()
+
+
+def test_who_was_away_has_nothing_saved_up():
+    """Else a tenant that comes back would shut out the others until it has caught up."""
+    trace = Trace(max_num_seqs=1)
+    for _ in range(20):
+        trace.add(Asked(((0, 8),), max_tokens=6, tenant="steady"))
+    trace.step_until(lambda: sum(s.finish is not None for s in trace.sequences) == 10)
+    back = [trace.add(Asked(((1, 8),), max_tokens=6, tenant="back")) for _ in range(5)]
+
+    trace.step_until(lambda: all(request.is_finished for request in back))
+
+    ended = [s.request.tenant for s in trace.sequences if s.finish is not None]
+    assert ended.count("steady") >= 10 + 4
+    trace.run()
+
+
+def test_pictures_count_as_work():
+    """A picture of 14 tokens costs its tenant more than a text of 14 tokens costs another."""
+    trace = Trace(max_num_seqs=1, max_num_encoded_patches=100, num_blocks=60, max_bytes=0)
+    shown = []
+    for number in range(14):
+        shown.append(trace.add(Asked(((number, 2, 7),), max_tokens=1, tenant="pictures")))
+        for seed in (5 + 2 * number, 6 + 2 * number):
+            trace.add(Asked(((seed, 14),), max_tokens=1, tenant="texts"))
+    trace.step_until(lambda: sum(request.is_finished for request in shown) == 12)
+
+    texts = [s for s in trace.sequences if s.request.tenant == "texts" and s.finish is not None]
+    assert len(texts) > 13
+    trace.run()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(1, 12), st.integers(1, 8)),
+        min_size=6,
+        max_size=40,
+    ),
+    st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_no_tenant_that_waits_falls_behind_another(asked, max_num_seqs):
+    """While two wait, their accounts differ by no more than what runs, whoever asked for how much.
+
+    The most that a step adds to one of them is what was planned before it was looked at again.
+    """
+    trace = Trace(max_num_seqs=max_num_seqs, num_blocks=60)
+    for tenant, length, max_tokens in asked:
+        trace.add(Asked(((ord(tenant) % 3, length),), max_tokens=max_tokens, tenant=tenant))
+    most = max_num_seqs * max(length + 2 * tokens for _, length, tokens in asked)
+    while trace.scheduler.has_work:
+        waiting = {s.request.account for s in trace.scheduler.waiting}
+        accounts = [trace.scheduler.waiting._accounts[tenant] for tenant in waiting]
+        assert not accounts or max(accounts) - min(accounts) <= most
+        trace.step()
+
+
+def test_the_victim_is_the_latest_of_the_tenant_with_most_blocks():
+    trace = Trace(num_blocks=10, block_size=4, max_num_seqs=4, max_num_batched_tokens=64)
+    first = trace.add(Asked(((0, 8),), max_tokens=20, tenant="heavy")).sequences[0]
+    second = trace.add(Asked(((1, 8),), max_tokens=20, tenant="heavy")).sequences[0]
+    light = trace.add(Asked(((2, 4),), max_tokens=12, tenant="light")).sequences[0]
+    trace.step_until(lambda: trace.scheduler.num_preemptions)
+
+    assert second.state is SequenceState.WAITING
+    assert SequenceState.WAITING not in (first.state, light.state)
+    trace.run()
+
+
+def test_one_request_alone_keeps_the_others_waiting():
+    trace = Trace(max_num_seqs=4, max_num_batched_tokens=64)
+    others = [trace.add(Asked(((seed, 5),), max_tokens=8)) for seed in (0, 1)]
+    trace.step()
+    scheduler = trace.scheduler
+
+    scheduler.pause()
+    alone = trace.add(Asked(((2, 5),), max_tokens=6, num_sequences=2, tenant="alone"))
+    scheduler.only = alone
+    trace.step_until(lambda: alone.is_finished)
+
+    assert scheduler.running == []
+    assert all(len(request.sequences[0].output_token_ids) == 1 for request in others)
+    scheduler.only = None
+    trace.run()
 
 
 def test_a_picture_above_the_patch_budget_runs_alone():

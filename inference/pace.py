@@ -1,0 +1,142 @@
+"""How long steps take on this machine, learned from those that ran. Plain Python: sizes, seconds.
+
+Nothing is predicted before it was measured, and what was measured long ago is forgotten: a wrong
+figure that keeps work away would otherwise never meet the step that corrects it. In doubt it says
+too little: a prediction may refuse a request, and only a certain one should.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+# A step counts this much against those of its size before it.
+_WEIGHT = 0.2
+_FORGOTTEN_AFTER_SECONDS = 60.0
+
+
+class _Point(NamedTuple):
+    """What steps of about one size took, on average."""
+
+    size: float
+    seconds: float
+    measured_time: float
+
+
+class Curve:
+    """Seconds as a function of size, learned in classes of one power of two each."""
+
+    def __init__(self) -> None:
+        self._points: dict[int, _Point] = {}
+
+    def learn(self, size: int, seconds: float, now: float) -> None:
+        """Take in one measurement; sizes are positive."""
+        number = size.bit_length()
+        known = self._points.get(number)
+        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+            self._points[number] = _Point(size, seconds, now)
+        else:
+            self._points[number] = _Point(
+                known.size + _WEIGHT * (size - known.size),
+                known.seconds + _WEIGHT * (seconds - known.seconds),
+                now,
+            )
+
+    def predict(self, size: int, now: float) -> float | None:
+        """Seconds for this size, or None where nothing is known.
+
+        Straight between two measured sizes and from zero to the first. What is larger than all of
+        them takes at least as long as the largest, and more is not known.
+        """
+        origin = _Point(0, 0.0, now)
+        fresh = [
+            point
+            for _, point in sorted(self._points.items())
+            if now - point.measured_time <= _FORGOTTEN_AFTER_SECONDS
+        ]
+        if not fresh:
+            return None
+        for left, right in pairwise([origin, *fresh]):
+            if size <= right.size:
+                share = (size - left.size) / (right.size - left.size)
+                return left.seconds + share * (right.seconds - left.seconds)
+        return max(point.seconds for point in fresh)
+
+
+class Pace:
+    """What the engine's steps cost, by what is in them; times are on the caller's clock.
+
+    max_num_batched_tokens, max_num_encoded_patches: the most that one step takes.
+    """
+
+    def __init__(self, *, max_num_batched_tokens: int, max_num_encoded_patches: int) -> None:
+        self._max_num_tokens = max_num_batched_tokens
+        self._max_num_patches = max_num_encoded_patches
+        self._decode = Curve()
+        self._prefill = Curve()
+        self._encode = Curve()
+        self._answer_tokens: float | None = None
+
+    def learn_step(
+        self, *, num_decodes: int, num_prefill_tokens: int, seconds: float, now: float
+    ) -> None:
+        """Take in a step's time, the encoding of pictures left out."""
+        if not num_prefill_tokens:
+            self._decode.learn(num_decodes, seconds, now)
+            return
+        # Both kinds ran in one pass: the decodes' part is what they take without the others.
+        decoding = self._decode.predict(num_decodes, now) if num_decodes else None
+        least = seconds * num_prefill_tokens / (num_prefill_tokens + num_decodes)
+        self._prefill.learn(num_prefill_tokens, max(seconds - (decoding or 0.0), least), now)
+
+    def learn_encoding(self, num_patches: int, seconds: float, now: float) -> None:
+        """Take in the time to encode pictures of so many patches together."""
+        self._encode.learn(num_patches, seconds, now)
+
+    def learn_answer(self, num_tokens: int) -> None:
+        """Take in the length of a sequence that has ended."""
+        known = self._answer_tokens
+        self._answer_tokens = (
+            num_tokens if known is None else known + _WEIGHT * (num_tokens - known)
+        )
+
+    def prefill_seconds(
+        self, num_tokens: int, num_patches: int, num_decodes: int, now: float
+    ) -> float | None:
+        """Seconds to compute prompts of so many tokens and patches, in as few steps as it takes.
+
+        num_decodes: sequences that decode in every one of these steps. None: nothing is known.
+        """
+        prefill = _in_steps(self._prefill, num_tokens, self._max_num_tokens, now)
+        if prefill is None:
+            return None
+        encode = _in_steps(self._encode, num_patches, self._max_num_patches, now)
+        num_steps = -(-num_tokens // self._max_num_tokens)
+        return prefill + (encode or 0.0) + num_steps * self.decode_seconds(num_decodes, now)
+
+    def decode_seconds(self, num_decodes: int, now: float) -> float:
+        """Seconds of one step of so many decoding sequences; 0 where nothing is known."""
+        return (self._decode.predict(num_decodes, now) if num_decodes else None) or 0.0
+
+    def answers_seconds(self, num_answers: int, num_rows: int, now: float) -> float:
+        """Seconds until so many sequences have ended, of `num_rows` that decode together."""
+        if num_answers <= 0 or not num_rows:
+            return 0.0
+        seconds = (self._answer_tokens or 0.0) * self.decode_seconds(num_rows, now)
+        return num_answers / num_rows * seconds
+
+    def forget(self) -> None:
+        """Start over: what was measured so far was of another kind, as a warm-up is."""
+        self._decode, self._prefill, self._encode = Curve(), Curve(), Curve()
+        self._answer_tokens = None
+
+
+def _in_steps(curve: Curve, size: int, most: int, now: float) -> float | None:
+    """Seconds for a size of which a step takes `most` at once; None where nothing is known."""
+    whole, rest = divmod(size, most)
+    total = 0.0
+    for part, count in ((most, whole), (rest, 1)):
+        if part and count:
+            seconds = curve.predict(part, now)
+            if seconds is None:
+                return None
+            total += count * seconds
+    return total
