@@ -2,7 +2,8 @@
 
 uvicorn waits for ever for the end of a head, of a body, and for a client that does not read; it
 takes a head of any size and connections of any number. What is refused here, before there is a
-request, gets an answer in the shape of the native API's errors.
+request, gets an answer in the shapes of the native API's errors and of OpenAI's at once: nobody
+knows yet which the client reads.
 """
 
 import asyncio
@@ -299,8 +300,11 @@ def _without_upgrade(method: bytes, url: bytes, headers: list[tuple[bytes, bytes
 
 def _render(status: HTTPStatus, request_id: str) -> bytes:
     code, message = _ANSWERS[status]
+    is_ours = status == HTTPStatus.SERVICE_UNAVAILABLE
+    kind = "overloaded_error" if is_ours else "invalid_request_error"
     body = msgspec.json.encode(
         {
+            "error": {"message": message, "type": kind, "param": None, "code": code},
             "success": False,
             "message": message,
             "result": None,
@@ -309,7 +313,7 @@ def _render(status: HTTPStatus, request_id: str) -> bytes:
             "request_id": request_id,
         }
     )
-    retry = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+    retry = "retry-after: 1\r\n" if is_ours else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"

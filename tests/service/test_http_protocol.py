@@ -96,7 +96,16 @@ async def converse(address, *pieces: bytes) -> bytes:
 
 def status_and_code(received: bytes) -> tuple[int, str]:
     head, _, body = received.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["code"]
+    told = json.loads(body)
+    assert told["error"] == {
+        "message": told["message"],
+        "type": "overloaded_error"
+        if b" 503 " in head.split(b"\r\n")[0]
+        else "invalid_request_error",
+        "param": None,
+        "code": told["code"],
+    }
+    return int(head.split()[1]), told["code"]
 
 
 CLOSE = b"connection: close\r\n\r\n"
