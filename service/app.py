@@ -52,6 +52,7 @@ def create_app(
     chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, files))
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
+    health = HealthRoutes(chat)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
@@ -70,7 +71,8 @@ def create_app(
             *OpenAIRoutes(chat, settings).handlers(),
             *ModelRoutes(chat).handlers(),
             *TokenRoutes(chat, settings).handlers(),
-            *HealthRoutes(chat).handlers(),
+            *PreviewRoutes(chat, settings).handlers(),
+            *health.handlers(),
             *FileRoutes(files, settings).handlers(),
             *docs_handlers(),
         ],
@@ -89,6 +91,7 @@ def create_app(
     # Around the router, not a route's middleware: unknown paths are guarded, get an id and a log
     # line as well.
     guard = Guard(app.asgi_handler, keys, access, settings.connections, _error_replies.reply)
+    app.state.health = health  # the worker tells it of the end
     app.asgi_handler = RequestLog(
         Cors(guard, access.cors_origins) if access.cors_origins else guard
     )

@@ -6,6 +6,7 @@ It knows processes and control pipes, nothing of what a child does.
 import atexit
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,7 @@ class Child:
     """One process with one control pipe, from its spawn to its end.
 
     name: `inference` or `worker 0`. started: it said that it is ready to work.
-    silent_since: when it was last heard, on the monotonic clock.
+    silent_since: when it was last heard, on the monotonic clock. leaves_by: when it is to be gone.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Child:
         self.name = logging.process
         self.started = False
         self.silent_since = time.monotonic()
+        self.leaves_by = math.inf
         self.control, theirs = _spawn.Pipe()
         self._process = _spawn.Process(
             target=_enter, args=(logging, entry, dict(arguments), theirs), name=self.name
@@ -76,10 +78,11 @@ class Child:
             self.control.close()
             self.kill()
 
-    def stop(self, drain_seconds: float) -> None:
-        """Ask it to finish within this time; the caller watches that it does."""
+    def stop(self, stop: Stop, patience_seconds: float) -> None:
+        """Ask it to leave, and note by when; the caller watches that it does."""
+        self.leaves_by = min(self.leaves_by, time.monotonic() + patience_seconds)
         with contextlib.suppress(OSError):
-            self.control.send_bytes(encode(Stop(drain_seconds=drain_seconds)))
+            self.control.send_bytes(encode(stop))
 
     def kill(self) -> None:
         """End it at once."""

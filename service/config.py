@@ -42,6 +42,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         proxies keep theirs, so that they never send into a closing one.
     drain_seconds: how long a stop waits for running requests; whatever runs the service must
         grant about 10 s more before it kills.
+    shutdown_delay_seconds: how long a stop first goes on taking requests, with readiness already
+        false, so that load balancers turn away in time; on top of drain_seconds.
+    max_requests_per_worker: a web worker is replaced, without a gap, after about so many requests;
+        None never does.
     start_timeout_seconds: longest silence of a starting process before it is killed; a model that
         loads for longer keeps reporting.
     heartbeat_timeout_seconds: longest silence of a running process before it counts as stuck, is
@@ -64,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     keep_alive_seconds: Count = 75
     drain_seconds: Seconds = 30.0
+    shutdown_delay_seconds: Seconds = 0.0
+    max_requests_per_worker: Count | None = None
     start_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
     heartbeat_timeout_seconds: Annotated[float, msgspec.Meta(ge=5)] = 30.0
     restart_budget: Annotated[int, msgspec.Meta(ge=0)] = 5

@@ -1,6 +1,6 @@
 """What the supervisor stands on, from before the first child until after the last.
 
-The stop signals as something to wait for, the listening socket, and the runtime folder.
+The signals as something to wait for, the listening socket, and the runtime folder.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ ENGINE_SOCKET = "engine.sock"
 _BACKLOG = 2048
 _MAX_OPEN_FILES = 65536
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class CannotServe(Exception):
@@ -35,8 +35,8 @@ def allow_many_connections() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Generator[socket.socket]:
-    """Turn stop signals into bytes on a socket, one per signal, its number as the value."""
+def received_signals() -> Generator[socket.socket]:
+    """Turn signals into bytes on a socket, one per signal, its number as the value."""
 
     def wake_only(number: int, frame: FrameType | None) -> None:
         """Python must have a handler for the byte to be written."""
@@ -44,7 +44,7 @@ def stop_signals() -> Generator[socket.socket]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     # Under nohup a hang-up stays ignored.
-    handled = [number for number in _STOP_SIGNALS if not _is_ignored_hangup(number)]
+    handled = [number for number in _SIGNALS if not _is_ignored_hangup(number)]
     before = {number: signal.signal(number, wake_only) for number in handled}
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     with receiver, sender:
@@ -58,6 +58,15 @@ def stop_signals() -> Generator[socket.socket]:
 
 def _is_ignored_hangup(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def has_terminal() -> bool:
+    """Tell whether this session has a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """`loupe serve`: starts the inference process and the web workers, watches, restarts, stops.
 
 One thread that waits on pipes and process ends: no event loop, no torch, no HTTP. It owns the
-listening socket and the runtime folder, so that both outlive any child.
+listening socket and the runtime folder, so that both outlive any child. A hang-up signal has every
+worker replaced, one after another.
 """
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -21,24 +23,27 @@ from setproctitle import setproctitle
 
 from inference.config import EngineConfig
 from inference.log import LogConfig, configure_logging
-from inference.protocol import Heartbeat, Progress, Started, StartFailed
+from inference.protocol import Heartbeat, Progress, ReplaceMe, Started, StartFailed, Stop
 from service.child import Child
 from service.config import Settings
 from service.foothold import (
     ENGINE_SOCKET,
     CannotServe,
     allow_many_connections,
+    has_terminal,
     listening_socket,
+    received_signals,
     runtime_folder,
-    stop_signals,
 )
 from service.restart_budget import RestartBudget
+from service.succession import Succession
 from service.threads import plan_threads, variables_set
 
 _TICK_SECONDS = 1.0
 _CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
 _ENGINE_STOP_SECONDS = 5.0
 _INFERENCE = "inference"
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +100,7 @@ def serve(settings: Settings, entries: Entries) -> int:
     allow_many_connections()
     try:
         with (
-            stop_signals() as signals,
+            received_signals() as signals,
             listening_socket(settings.host, settings.port) as listener,
             runtime_folder() as folder,
         ):
@@ -124,6 +129,9 @@ class _Supervisor:
         self._authkey = secrets.token_bytes(32)
         self._names = [_INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
         self._children: dict[str, Child] = {}
+        self._succession = Succession()
+        self._had_terminal = has_terminal()
+        self._is_stopping = False
         self._starts_at = dict.fromkeys(self._names, 0.0)
         self._budgets = {
             name: RestartBudget(settings.restart_budget, settings.restart_window_seconds)
@@ -133,19 +141,40 @@ class _Supervisor:
 
     def run(self) -> int:
         try:
-            while True:
-                self._start_what_is_due()
-                if self._next_signal(self._until_next_start()) is not None:
-                    return self._stop(self._settings.drain_seconds)
-                dead = [child for child in self._children.values() if child.exit_code is not None]
-                self._read_messages()  # the last words of the dead among them
-                self._end_the_silent()
-                self._replace(dead)
+            self._serve()
+            return self._stop(self._settings.drain_seconds, self._settings.shutdown_delay_seconds)
         except CannotServe:
             self._stop(0.0)
             raise
         finally:
-            self._cut(self._children.values())
+            self._cut(self._everyone())
+
+    def _serve(self) -> None:
+        """Keep the service up until a signal asks for its end."""
+        while True:
+            self._start_what_is_due()
+            self._start_a_successor()
+            match self._next_signal(self._until_next_start()):
+                case None:
+                    self._look_after()
+                case signal.SIGHUP if not self._has_hung_up():
+                    self._replace_all_workers()
+                case _:
+                    return
+
+    def _look_after(self) -> None:
+        dead = [child for child in self._everyone() if child.exit_code is not None]
+        self._read_messages()  # the last words of the dead among them
+        self._end_the_overdue()
+        for child in dead:
+            self._bury(child)
+
+    def _everyone(self) -> list[Child]:
+        return [*self._children.values(), *self._succession.members()]
+
+    def _has_hung_up(self) -> bool:
+        """Tell a terminal that was closed from somebody who asks for new workers."""
+        return self._had_terminal and not has_terminal()
 
     def _start_what_is_due(self) -> None:
         now = time.monotonic()
@@ -153,6 +182,19 @@ class _Supervisor:
             del self._starts_at[name]
             self._children[name] = self._start(name)
             log.info("process_started", child=name, pid=self._children[name].pid)
+
+    def _replace_all_workers(self) -> None:
+        log.info("workers_replacing")
+        for name in self._children:
+            if name != _INFERENCE:
+                self._succession.want(name)
+
+    def _start_a_successor(self) -> None:
+        name = self._succession.due()
+        if name is not None and name in self._children:
+            successor = self._start(name)
+            self._succession.begin(successor)
+            log.info("successor_started", child=name, pid=successor.pid)
 
     def _start(self, name: str) -> Child:
         log_config = _log_config(self._settings, name)
@@ -177,14 +219,15 @@ class _Supervisor:
             )
             return Child(log_config, self._entries.inference, arguments)
 
-    def _until_next_start(self) -> float:
-        pauses = [due - time.monotonic() for due in self._starts_at.values()]
-        return max(0.0, min([_TICK_SECONDS, *pauses]))
+    def _until_next_start(self, leaving: Iterable[Child] = ()) -> float:
+        times = [*self._starts_at.values(), *(child.leaves_by for child in leaving)]
+        now = time.monotonic()
+        return max(0.0, min([_TICK_SECONDS, *(due - now for due in times)]))
 
     def _next_signal(self, timeout: float) -> signal.Signals | None:
         """Wait for anything to happen; say which signal came, if one did."""
         watched: list[socket.socket | Connection | int] = [self._signals]
-        for child in self._children.values():
+        for child in self._everyone():
             watched.append(child.sentinel)
             if not child.control.closed:
                 watched.append(child.control)
@@ -193,7 +236,7 @@ class _Supervisor:
         return signal.Signals(self._signals.recv(1)[0])
 
     def _read_messages(self) -> None:
-        for child in self._children.values():
+        for child in self._everyone():
             for message in child.messages():
                 match message:
                     case Heartbeat():
@@ -203,15 +246,30 @@ class _Supervisor:
                     case Started():
                         child.started = True
                         log.info("process_ready", child=child.name, pid=child.pid)
+                        self._succeed(child)
                         self._announce()
+                    case ReplaceMe():
+                        self._succession.want(child.name)
                     case StartFailed(message=reason):
                         raise CannotServe(reason)
                     case _:
                         assert_never(message)
 
+    def _succeed(self, successor: Child) -> None:
+        """Put a successor that is ready in its place, and let the one before it finish."""
+        if successor is not self._succession.successor or self._is_stopping:
+            return
+        before = self._children.get(successor.name)
+        self._children[successor.name] = successor
+        self._succession.succeeded(before)
+        if before is not None:
+            drain_seconds = self._settings.drain_seconds
+            stop = Stop(drain_seconds=drain_seconds, is_replaced=True)
+            before.stop(stop, drain_seconds + _CUT_SECONDS)
+
     def _announce(self) -> None:
         """Say once, in a line a person can read, that the service is ready."""
-        if len(self._children) < len(self._names):
+        if len(self._children) < len(self._names) or self._is_stopping:
             return
         if self._announced or not all(child.started for child in self._children.values()):
             return
@@ -221,24 +279,42 @@ class _Supervisor:
         log.info("ready", url=url)
         _tell(f"Loupe is ready: {url}  (API documentation: {url}/docs)", sys.stdout)
 
-    def _end_the_silent(self) -> None:
+    def _end_the_overdue(self) -> None:
+        """End who is silent for too long, and who does not leave in time."""
         now = time.monotonic()
-        for child in self._children.values():
+        for child in self._everyone():
             allowed = (
                 self._settings.heartbeat_timeout_seconds
                 if child.started
                 else self._settings.start_timeout_seconds
             )
-            if now - child.silent_since > allowed and child.exit_code is None:
+            if child.exit_code is not None:
+                continue
+            if now >= child.leaves_by:
+                log.warning("process_killed", child=child.name, pid=child.pid)
+                child.kill()
+            elif now - child.silent_since > allowed:
                 log.error("process_stuck", child=child.name, pid=child.pid, seconds=allowed)
                 child.kill()
 
-    def _replace(self, dead: list[Child]) -> None:
-        for child in dead:
-            del self._children[child.name]
-            child.reap()
-            log.warning("process_ended", child=child.name, pid=child.pid, status=child.exit_code)
-            self._starts_at[child.name] = time.monotonic() + self._pause_before_restart(child)
+    def _bury(self, child: Child) -> None:
+        """Take an ended process out, and see that its place is filled as long as it must be."""
+        child.reap()
+        is_expected = child.leaves_by < math.inf
+        tell = log.info if is_expected else log.warning
+        tell("process_ended", child=child.name, pid=child.pid, status=child.exit_code)
+        if child in self._succession.members():
+            if self._succession.lose(child):
+                log.error("successor_lost", child=child.name)
+            return
+        del self._children[child.name]
+        successor = self._succession.take(child.name)
+        if successor is not None:
+            self._children[child.name] = successor
+        elif not is_expected and (child.name == _INFERENCE or not self._is_stopping):
+            # While workers still finish their requests, an engine is needed for them.
+            pause_seconds = self._pause_before_restart(child)
+            self._starts_at[child.name] = time.monotonic() + pause_seconds
 
     def _pause_before_restart(self, child: Child) -> float:
         # A web worker that had served is cheap to replace, however often one is lost.
@@ -252,55 +328,47 @@ class _Supervisor:
             )
         return pause
 
-    def _stop(self, drain_seconds: float) -> int:
+    def _stop(self, drain_seconds: float, delay_seconds: float = 0.0) -> int:
         """Let the workers finish, then end the engine; a second signal ends all at once."""
-        log.info("stopping", drain_seconds=drain_seconds)
+        log.info("stopping", drain_seconds=drain_seconds, delay_seconds=delay_seconds)
+        self._is_stopping = True
+        self._starts_at.clear()
         self._listener.close()  # the workers close theirs, and new clients are turned away
-        workers = [child for child in self._children.values() if child.name != _INFERENCE]
-        inference = [child for child in self._children.values() if child.name == _INFERENCE]
-        # An engine that is still loading has nothing to lose and does not listen.
-        engine_patience = _ENGINE_STOP_SECONDS * any(child.started for child in inference)
-        for group, drain, patience in (
-            (workers, drain_seconds, drain_seconds + _CUT_SECONDS),
-            (inference, 0.0, engine_patience),
-        ):
-            for child in group:
-                child.stop(drain)
-            cut_by = self._wait_until_gone(group, time.monotonic() + patience)
-            if cut_by is not None:
-                log.warning("stop_cut_short", signal=cut_by.name)
-                return 128 + cut_by
-            self._cut(group)
+        workers = [child for child in self._everyone() if child.name != _INFERENCE]
+        stop = Stop(drain_seconds=drain_seconds, delay_seconds=delay_seconds)
+        cut_by = self._see_off(workers, stop, drain_seconds + delay_seconds + _CUT_SECONDS)
+        self._starts_at.clear()  # an engine that was to start for them
+        if cut_by is None:
+            inference = [child for child in self._everyone() if child.name == _INFERENCE]
+            # An engine that is still loading has nothing to lose and does not listen.
+            patience = _ENGINE_STOP_SECONDS * any(child.started for child in inference)
+            cut_by = self._see_off(inference, Stop(drain_seconds=0.0), patience)
+        if cut_by is not None:
+            log.warning("stop_cut_short", signal=cut_by.name)
+            return 128 + cut_by
         log.info("stopped")
         return 0
 
-    def _wait_until_gone(self, group: list[Child], deadline: float) -> signal.Signals | None:
-        while any(child.exit_code is None for child in group):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            signal_received = self._next_signal(min(left, _TICK_SECONDS))
-            if signal_received is not None:
+    def _see_off(
+        self, leaving: list[Child], stop: Stop, patience_seconds: float
+    ) -> signal.Signals | None:
+        """Have them leave, meanwhile look after the others; say which signal cut it short."""
+        for child in leaving:
+            child.stop(stop, patience_seconds)
+        while any(child in leaving for child in self._everyone()):
+            self._start_what_is_due()
+            signal_received = self._next_signal(self._until_next_start(leaving))
+            if signal_received in _STOP_SIGNALS:
                 return signal_received
-            self._drop_messages()
+            self._look_after()
         return None
 
-    def _drop_messages(self) -> None:
-        """Keep the pipes empty; nothing that a child says now matters."""
-        for child in list(self._children.values()):
-            for _ in child.messages():
-                pass
-            if child.exit_code is not None:
-                del self._children[child.name]
-                child.reap()
-
     def _cut(self, children: Iterable[Child]) -> None:
-        for child in list(children):
+        for child in children:
             if child.exit_code is None:
                 log.warning("process_killed", child=child.name, pid=child.pid)
                 child.kill()
             child.reap()
-            self._children.pop(child.name, None)
 
 
 def _log_config(settings: Settings, process: str) -> LogConfig:

@@ -4,12 +4,12 @@ It serves from its first moment; until the engine answers, health says so and ch
 never loads torch.
 """
 
+import math
 import os
+import random
 import signal
 import socket
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,15 @@ import anyio
 import uvicorn
 from litestar import Litestar
 
-from inference.protocol import FrameError, Heartbeat, Started, decode_stop, encode
+from inference.protocol import (
+    FrameError,
+    Heartbeat,
+    ReplaceMe,
+    Started,
+    Stop,
+    decode_stop,
+    encode,
+)
 from service.app import create_app
 from service.chat import Chat
 from service.config import Settings
@@ -27,9 +35,11 @@ from service.file_store import FileStore
 from service.heap import return_freed_memory
 from service.http_protocol import protocol_with
 from service.media.pool import ImagePool
+from service.web_server import WebServer
 
 _HEARTBEAT_SECONDS = 1.0
 _MAX_CONTROL_FRAME_BYTES = 64 * 1024
+_SHARE_JITTER = 0.2
 
 
 def run_worker(
@@ -54,11 +64,11 @@ def run_worker(
             # Beside the engine's socket is the folder that all workers share.
             files = FileStore(settings.files, Path(address).parent / "files")
             app = create_app(settings, engine, pool, files)
-            server = _Server(_uvicorn_config(settings, app))
-            _obey(server, control)
+            server = WebServer(_uvicorn_config(settings, app), app.state.health.note_stop)
+            _obey(server, settings.drain_seconds, control)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_report_ready, server, pool, app.state.chat, control)
-                tasks.start_soon(_report_life, server, engine, control)
+                tasks.start_soon(_report_life, server, engine, settings, control)
                 await server.serve(sockets=[socket])
                 tasks.cancel_scope.cancel()
             pool.close()
@@ -66,31 +76,6 @@ def run_worker(
                 raise RuntimeError("the connection to the engine has failed for good")
 
     anyio.run(serve, backend_options={"use_uvloop": True})
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server with its hands off the signals.
-
-    serving: set once connections are accepted.
-    """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.serving = anyio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.serving.set()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    def leave(self, drain_seconds: float | None = None) -> None:
-        """Stop accepting and finish what runs; may be called from any thread."""
-        if drain_seconds is not None:
-            self.config.timeout_graceful_shutdown = drain_seconds  # type: ignore[assignment]
-        self.should_exit = True
 
 
 def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
@@ -103,15 +88,14 @@ def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
     )
 
 
-def _obey(server: _Server, control: Connection) -> None:
+def _obey(server: WebServer, drain_seconds: float, control: Connection) -> None:
     """Leave on SIGTERM or on the supervisor's word; end at once when the supervisor is gone."""
 
     def on_terminate(number: int, frame: FrameType | None) -> None:
-        server.leave()
+        server.leave(Stop(drain_seconds=drain_seconds))
 
     def listen() -> None:
         while True:
@@ -119,13 +103,15 @@ def _obey(server: _Server, control: Connection) -> None:
                 stop = decode_stop(control.recv_bytes(_MAX_CONTROL_FRAME_BYTES))
             except (EOFError, OSError, FrameError):
                 os._exit(1)
-            server.leave(stop.drain_seconds)
+            server.leave(stop)
 
     signal.signal(signal.SIGTERM, on_terminate)
     threading.Thread(target=listen, name="control", daemon=True).start()
 
 
-async def _report_ready(server: _Server, pool: ImagePool, chat: Chat, control: Connection) -> None:
+async def _report_ready(
+    server: WebServer, pool: ImagePool, chat: Chat, control: Connection
+) -> None:
     """Tell the supervisor once that requests are answered in full."""
     await pool.start()
     await server.serving.wait()
@@ -135,9 +121,24 @@ async def _report_ready(server: _Server, pool: ImagePool, chat: Chat, control: C
     control.send_bytes(encode(Started()))
 
 
-async def _report_life(server: _Server, engine: EngineClient, control: Connection) -> None:
-    """Tell the supervisor that the event loop turns; leave when only a new worker helps."""
+async def _report_life(
+    server: WebServer, engine: EngineClient, settings: Settings, control: Connection
+) -> None:
+    """Tell the supervisor that the event loop turns, and when this worker has done its share.
+
+    Leaves when only a new worker helps.
+    """
+    share = settings.max_requests_per_worker
+    next_share = _jittered(share) if share else math.inf
     while not engine.has_failed:
         control.send_bytes(encode(Heartbeat()))
+        if server.num_answered >= next_share:
+            control.send_bytes(encode(ReplaceMe()))
+            next_share = server.num_answered + (share or 0)  # if no successor gets ready
         await anyio.sleep(_HEARTBEAT_SECONDS)
-    server.leave()
+    server.leave(Stop(drain_seconds=settings.drain_seconds))
+
+
+def _jittered(share: int) -> float:
+    """Spread the workers' ends: they share the requests evenly."""
+    return share * random.uniform(1.0, 1.0 + _SHARE_JITTER)  # noqa: S311 - nothing secret

@@ -1,15 +1,30 @@
-"""Health: the native contract's figures, and the two probes orchestrators ask for."""
+"""Health: the native contract's figures, and the probes that orchestrators ask for."""
 
+import math
 import time
-from typing import Literal
+from typing import Literal, TypeAlias
+from uuid import uuid4
 
+import anyio
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
+from inference.protocol import SamplingParams
 from service.chat import Chat
+from service.conversation import Conversation, Message, TextPart
+from service.errors import DeadlineExceeded, ServiceError
+from service.request_log import RequestRecord
 from service.routes.native import gigabytes
+
+Status: TypeAlias = Literal["healthy", "loading", "unavailable", "stopping"]
+
+_TRIAL_SECONDS = 10.0
+_TRIAL_IS_GOOD_FOR_SECONDS = 1.0
+_TRIAL = Conversation(
+    messages=(Message("user", (TextPart("Hi"),)),), sampling=SamplingParams(max_tokens=1)
+)
 
 _encoder = msgspec.json.Encoder()
 
@@ -17,10 +32,11 @@ _encoder = msgspec.json.Encoder()
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How this worker is.
 
-    status: `healthy`, `loading` until the engine was ready once, `unavailable` when it was lost.
+    status: `healthy`, `loading` until the engine was ready once, `unavailable` when it was lost,
+        `stopping` when the service takes no more requests.
     """
 
-    status: Literal["healthy", "loading", "unavailable"]
+    status: Status
     model_loaded: bool
     gpu_memory_used_gb: float
     uptime_seconds: float
@@ -38,6 +54,14 @@ class HealthRoutes:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._started_at = time.monotonic()
+        self._is_stopping = False
+        self._trying = anyio.Lock()
+        self._tried_at = -math.inf
+        self._outcome = ""
+
+    def note_stop(self) -> None:
+        """Say from here on that no more requests are to be sent."""
+        self._is_stopping = True
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """Make the handlers to register."""
@@ -45,6 +69,8 @@ class HealthRoutes:
             get("/v1/health")(self.health),
             get("/health/live")(self.live),
             get("/health/ready")(self.ready),
+            get("/health/startup")(self.startup),
+            get("/health/deep")(self.deep),
         ]
 
     async def health(self) -> ASGIResponse:
@@ -57,7 +83,7 @@ class HealthRoutes:
             gpu_memory_used_gb=gigabytes(stats.gpu_memory_used_bytes if stats else 0),
             uptime_seconds=round(time.monotonic() - self._started_at, 1),
         )
-        return _reply(health, is_ready=self._chat.is_ready)
+        return _reply(health, is_ready=health.status == "healthy")
 
     async def live(self) -> ASGIResponse:
         """Answer as long as the event loop turns."""
@@ -65,9 +91,36 @@ class HealthRoutes:
 
     async def ready(self) -> ASGIResponse:
         """Tell whether to send requests here."""
-        return _reply(Probe(status=self._status()), is_ready=self._chat.is_ready)
+        status = self._status()
+        return _reply(Probe(status=status), is_ready=status == "healthy")
 
-    def _status(self) -> Literal["healthy", "loading", "unavailable"]:
+    async def startup(self) -> ASGIResponse:
+        """Tell whether this worker was ready once."""
+        was_ready = self._chat.was_ready
+        return _reply(Probe(status="started" if was_ready else "loading"), is_ready=was_ready)
+
+    async def deep(self) -> ASGIResponse:
+        """Generate a token, through everything that a request goes through."""
+        async with self._trying:  # one at a time, and whoever waited gets the outcome
+            if time.monotonic() - self._tried_at > _TRIAL_IS_GOOD_FOR_SECONDS:
+                self._outcome = await self._try()
+                self._tried_at = time.monotonic()
+        return _reply(Probe(status=self._outcome), is_ready=self._outcome == "healthy")
+
+    async def _try(self) -> str:
+        record = RequestRecord(f"health-{uuid4().hex}")
+        try:
+            with anyio.fail_after(_TRIAL_SECONDS):
+                await self._chat.begin(_TRIAL, record).texts()
+        except TimeoutError:
+            return DeadlineExceeded().code
+        except ServiceError as error:
+            return error.code
+        return "healthy"
+
+    def _status(self) -> Status:
+        if self._is_stopping:
+            return "stopping"
         if self._chat.is_ready:
             return "healthy"
         return "unavailable" if self._chat.was_ready else "loading"

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from inference.protocol import Heartbeat, Progress, Started, StartFailed, decode_stop, encode
+from inference.protocol import (
+    Heartbeat,
+    Progress,
+    ReplaceMe,
+    Started,
+    StartFailed,
+    decode_stop,
+    encode,
+)
 from service.config import Settings
 from service.supervisor import Entries, serve
 
@@ -24,8 +32,19 @@ def note(*words: object) -> None:
         journal.write(" ".join(map(str, words)) + "\n")
 
 
+def num_starts(name: str) -> int:
+    journal = Path(os.environ["FAKE_JOURNAL"]).read_text()
+    return sum(line.startswith(f"start {name} ") for line in journal.splitlines())
+
+
+def is_first(name: str) -> bool:
+    return multiprocessing.current_process().name == name and num_starts(name) == 1
+
+
 def work(control, *, linger_seconds: float = 0.0) -> None:
     control.send_bytes(encode(Started()))
+    if SCENARIO == "worker-0-has-done-its-share" and is_first("worker 0"):
+        control.send_bytes(encode(ReplaceMe()))
     while not control.poll(0.1):
         control.send_bytes(encode(Heartbeat()))
     stop = decode_stop(control.recv_bytes())
@@ -35,7 +54,11 @@ def work(control, *, linger_seconds: float = 0.0) -> None:
 def run_worker(control, **_) -> None:
     name = multiprocessing.current_process().name
     note("start", name, os.getpid())
+    if SCENARIO == "successors-crash" and not is_first(name):
+        os._exit(7)
     work(control, linger_seconds=0.5)
+    while SCENARIO == "finishes-with-the-second-engine" and num_starts("inference") < 2:
+        time.sleep(0.05)
     note("end", name)
 
 
@@ -65,6 +88,8 @@ def run_inference(control, **_) -> None:
 
 
 if __name__ == "__main__":
+    if "FAKE_TERMINAL" in os.environ:  # a session leader takes the first one that it opens
+        os.open(os.environ["FAKE_TERMINAL"], os.O_RDWR)
     settings = msgspec.convert(
         {"port": int(sys.argv[2]), "workers": 2, "restart_budget": 1, "log_format": "json"},
         Settings,

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -95,6 +96,20 @@ def start(tmp_path):
             service.process.wait()
 
 
+@pytest.fixture
+def start_in_terminal(start, monkeypatch):
+    """Start a service in a terminal of its own; gives what closes the terminal."""
+
+    def start_in_terminal() -> tuple[FakeService, Callable[[], None]]:
+        ours, theirs = os.openpty()
+        monkeypatch.setenv("FAKE_TERMINAL", os.ttyname(theirs))
+        service = start()
+        os.close(theirs)
+        return service, lambda: os.close(ours)
+
+    return start_in_terminal
+
+
 def test_ready_line_comes_once_every_child_has_started_and_names_the_address(start):
     service = start()
 
@@ -122,7 +137,7 @@ def test_processes_carry_readable_titles(start):
     ]
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_lets_the_workers_finish_before_the_engine_ends(start, stop_signal):
     service = start()
     service.wait_until_ready()
@@ -190,6 +205,84 @@ def test_a_killed_worker_is_replaced_again_and_again_and_the_engine_stays(start)
 
     assert len(service.pids("inference")) == 1
     assert len(service.pids("worker 0")) == 1
+
+
+def test_a_hang_up_replaces_the_workers_one_after_another(start):
+    service = start()
+    service.wait_until_ready()
+    engine = service.pids("inference")
+
+    service.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: [*service.journal()[-1:]] == ["end worker 1"], service.log)
+    assert [line.rpartition(" ")[0] for line in service.journal()[-4:-1]] == [
+        "start worker 0",
+        "end worker",
+        "start worker 1",
+    ]
+    assert service.pids("inference") == engine
+    assert service.process.poll() is None
+    old, new = service.pids("worker 0")
+    wait_until(lambda: not is_alive(old))
+    assert is_alive(new)
+
+
+def test_a_worker_that_asks_for_it_is_replaced_alone(start):
+    service = start("worker-0-has-done-its-share")
+
+    wait_until(lambda: "end worker 0" in service.journal(), service.log)
+
+    assert len(service.pids("worker 0")) == 2
+    assert len(service.pids("worker 1")) == 1
+
+
+def test_workers_go_on_when_their_successors_cannot_start(start):
+    service = start("successors-crash")
+    service.wait_until_ready()
+
+    service.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: "successor_lost" in service.log(), service.log)
+    assert [len(service.pids(name)) for name in ("worker 0", "worker 1")] == [2, 1]
+    assert is_alive(service.pids("worker 0")[0])
+    assert service.process.poll() is None
+
+
+def test_a_service_can_be_stopped_while_its_workers_are_replaced(start):
+    service = start()
+    service.wait_until_ready()
+    service.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(service.pids("worker 0")) == 2, service.log)
+
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.wait() == 0
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_a_closed_terminal_ends_the_service(start_in_terminal):
+    service, close_terminal = start_in_terminal()
+    service.wait_until_ready()
+
+    close_terminal()
+
+    assert service.wait() == 0
+    assert not any(map(is_alive, service.all_pids()))
+
+
+def test_an_engine_lost_while_the_workers_finish_is_replaced(start):
+    service = start("finishes-with-the-second-engine")
+    service.wait_until_ready()
+    service.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in service.log(), service.log)
+
+    os.kill(service.pids("inference")[0], signal.SIGKILL)
+
+    assert service.wait() == 0
+    ends = [line for line in service.journal() if line.startswith("end")]
+    assert sorted(ends[:2]) == ["end worker 0", "end worker 1"]
+    assert ends[2:] == ["end inference"]
+    assert len(service.pids("inference")) == 2
 
 
 def test_a_killed_engine_is_replaced_and_the_workers_stay(start):
