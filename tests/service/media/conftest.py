@@ -118,6 +118,7 @@ def make_video() -> Callable[..., bytes]:
         file = io.BytesIO()
         with av.open(file, "w", format=file_format) as container:
             stream = container.add_stream(codec, rate=rate, options=options)
+            assert isinstance(stream, av.VideoStream)
             stream.width, stream.height = size
             stream.pix_fmt = "yuv420p"
             if rotation:

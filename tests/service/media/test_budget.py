@@ -1,7 +1,6 @@
 import msgspec
 import pytest
 
-from service.media.encoded import EncodedFile
 from service.errors import RequestInvalid, ServiceError, TooLarge
 from service.media.budget import (
     MediaBudget,
@@ -9,6 +8,7 @@ from service.media.budget import (
     check_images,
     check_total_pixels,
 )
+from service.media.encoded import EncodedFile
 
 LIMITS = MediaLimits(max_images=3, max_image_bytes=10, max_total_bytes=20, max_total_pixels=100)
 

@@ -313,3 +313,44 @@ def test_pixels_are_the_only_thing_hashed(encode, look):
 
     assert plain != tagged
     assert look(plain).content_hash == look(tagged).content_hash
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "notes"),
+    [
+        pytest.param("RGB", RED, (), id="nothing to do"),
+        pytest.param("L", 7, (), id="grey"),
+        pytest.param("RGBA", (9, 9, 9, 128), ("alpha laid on white",), id="alpha"),
+        pytest.param("I;16", 257, ("16 bits scaled to 8",), id="deep grey"),
+    ],
+)
+def test_what_was_done_to_the_colours_is_told(mode, value, notes, encode, look):
+    decoded = look(encode(Image.new(mode, SIZE, value)))
+
+    assert notes == decoded.notes
+    assert decoded.source_mode == mode
+
+
+def test_notes_name_profile_alpha_and_turn_in_their_order(encode, look):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGBA", SIZE, (255, 0, 0, 0))
+    decoded = look(encode(image, icc_profile=swapped_profile(), exif=exif.tobytes()))
+
+    assert decoded.notes == (
+        "ICC profile to sRGB",
+        "alpha laid on white",
+        "turned upright from EXIF orientation 6",
+    )
+
+
+def test_notes_tell_of_ink_deep_colour_and_further_frames(encode, look):
+    ink = look(encode(Image.new("CMYK", SIZE, (0, 255, 255, 0)), "JPEG"))
+    deep = look(png(16, 2, struct.pack(">3H", 65_535, 0, 300)))
+    first, second = Image.new("RGB", SIZE, RED), Image.new("RGB", SIZE, WHITE)
+    moving = look(encode(first, "PNG", save_all=True, append_images=[second]))
+
+    assert ink.notes == ("ink to colour, without a profile",)
+    assert ink.source_mode == "CMYK"
+    assert deep.notes == ("16 bits scaled to 8",)
+    assert moving.notes == ("first of several frames",)

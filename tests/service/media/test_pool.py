@@ -11,9 +11,9 @@ import anyio
 import pytest
 from PIL import Image
 
-from service.media.encoded import EncodedFile
 from service.errors import ClientError, ImageRefused, InternalError, RequestInvalid, TooLarge
 from service.media.budget import MediaLimits
+from service.media.encoded import EncodedFile
 from service.media.pool import ImagePool
 from service.media.resize import ResizeBounds
 
