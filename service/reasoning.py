@@ -49,7 +49,8 @@ class ReasoningSplitter:
         self._starts_inside = starts_inside
         self._place = _Place.START
         self._drops_newlines = starts_inside  # up to the part's first other character
-        self._held = ""
+        self._held = ""  # what may begin a tag
+        self._newlines = ""  # at the end of the reasoning: dropped if the closing tag follows
 
     def feed(self, text: str) -> list[Piece]:
         """Add text; give what is certain of it."""
@@ -63,7 +64,10 @@ class ReasoningSplitter:
     def finish(self) -> list[Piece]:
         """Give what was held back: the answer is over."""
         text, self._held = self._held, ""
-        return self._say(text.rstrip("\n") if self._is_reasoning else text)
+        if self._is_reasoning:
+            text = text.rstrip("\n")
+            text = self._newlines + text if text else ""
+        return self._say(text)
 
     @property
     def _is_reasoning(self) -> bool:
@@ -85,16 +89,16 @@ class ReasoningSplitter:
         return text
 
     def _reason(self, text: str) -> list[Piece]:
-        reasoning, is_found, answer = cut_at(CLOSING, text)
-        certain = reasoning.rstrip("\n")
-        pieces = self._say(certain)
+        reasoning, is_found, rest = cut_at(CLOSING, text)
+        words = reasoning.rstrip("\n")
+        pieces = self._say(self._newlines + words) if words else []
+        self._newlines = reasoning[len(words) :] if words else self._newlines + reasoning
         if not is_found:
-            # Newlines at the end may yet turn out to stand before the closing tag.
-            self._held = text[len(certain) :]
+            self._held = rest
             return pieces
         self._place = _Place.ANSWER
         self._drops_newlines = True
-        return pieces + self._say(answer)
+        return pieces + self._say(rest)
 
     def _say(self, text: str) -> list[Piece]:
         if self._drops_newlines:
