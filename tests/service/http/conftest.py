@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import structlog
 import uvicorn
+from litestar import Litestar
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -151,12 +152,20 @@ async def serving(
     defaults: dict[str, object] = {"media": media, "max_body_bytes": 300_000}
     pool = ImagePool(media, num_processes=1)
     chosen = Settings(**{**defaults, **settings})  # type: ignore[arg-type]
-    folder = tempfile.TemporaryDirectory(prefix="loupe-")
-    files = FileStore(chosen.files, Path(folder.name))
-    app = create_app(chosen, engine, pool, files)  # type: ignore[arg-type]
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loupe-"))
+        files = FileStore(chosen.files, Path(folder))
+        app = create_app(chosen, engine, pool, files)  # type: ignore[arg-type]
+        yield await stack.enter_async_context(running_server(app, chosen, pool, drain_seconds))
+
+
+@contextlib.asynccontextmanager
+async def running_server(
+    app: Litestar, settings: Settings, pool: ImagePool, drain_seconds: int
+) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     config = uvicorn.Config(
         app,
-        http=protocol_with(chosen.connections),
+        http=protocol_with(settings.connections),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -164,7 +173,7 @@ async def serving(
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-    with folder, contextlib.closing(pool), socket.create_server(("127.0.0.1", 0)) as listener:
+    with contextlib.closing(pool), socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
