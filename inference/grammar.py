@@ -42,8 +42,8 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
     "lenient": False,
 }
-# Where only one text is left, llguidance would choose its tokens, special ones among them: a schema
-# whose constant spells an end token would end the answer there.
+# Where only one text is left, llguidance would choose its tokens, special ones among them, and then
+# refuse these: a schema whose constant spells an end token would fail its request.
 _LARK_OPTIONS = '%llguidance {"no_forcing": true}\n'
 # llguidance tells what is wrong in words only. These begin what is about size in compiling, ...
 _TOO_COMPLEX_WORDS = (

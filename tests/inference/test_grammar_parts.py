@@ -18,7 +18,14 @@ from inference.grammar import (
     GrammarMatcher,
     GrammarRefusedError,
 )
-from inference.protocol import Grammar, RefusalCode
+from inference.protocol import (
+    Generate,
+    Grammar,
+    RefusalCode,
+    SamplingParams,
+    decode_worker_message,
+    encode,
+)
 
 DEMO = Path(inference.demo.__path__[0]) / "checkpoint" / "tokenizer.json"
 TAGS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
@@ -292,3 +299,15 @@ def test_equal_parts_compile_once(vocabulary: Vocabulary) -> None:
 
     assert vocabulary.compiler.compile(again) is vocabulary.compiler.compile(CALLS)
     assert vocabulary.compiler.compile(other) is not vocabulary.compiler.compile(CALLS)
+
+
+def test_parts_cross_the_wire() -> None:
+    sampling = SamplingParams(max_tokens=1, grammar=REASONED_CALLS)
+
+    received = decode_worker_message(
+        encode(Generate(request_id="a", prompt_token_ids=[1], sampling=sampling))
+    )
+
+    assert isinstance(received, Generate)
+    assert received.sampling.grammar == REASONED_CALLS
+    assert hash(received.sampling.grammar) == hash(REASONED_CALLS)
