@@ -75,8 +75,8 @@ BAD_JSON = [
         body(images=[PNG], image_base64=PNG), 400, "field_conflict", "images", id="two-with-list"
     ),
     pytest.param(
-        body(input_type="text_image", image_url="https://canary-7f3a.org/a.png"), 400,
-        "image_url_unsupported", "image_url", id="remote",
+        body(input_type="text_image", image_url="https://127.0.0.1/canary-7f3a.png"), 400,
+        "image_url_refused", "image_url", id="remote",
     ),
     pytest.param(
         body(image_url="file:///etc/passwd"), 400, "image_url_scheme", "image_url", id="file"
