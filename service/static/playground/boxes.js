@@ -21,7 +21,7 @@ export function findBoxes(text) {
 // Draws boxes, whose coordinates are thousandths of the picture's sides, over a picture.
 export function drawBoxes(file, boxes) {
   const figure = document.createElement("figure");
-  figure.className = "boxed";
+  figure.className = "found";
   const frame = document.createElement("div");
   frame.className = "boxed";
   const image = document.createElement("img");

@@ -2,7 +2,7 @@
 
 export const EXAMPLES = [
   { title: "A red circle", question: "What is in this image?", pictures: [["circle.png", shape("red", "circle")]] },
-  { title: "Find it", question: "Locate the blue square.", pictures: [["square.png", corner("blue", "yellow")]] },
+  { title: "Find it", question: "Locate the blue square.", pictures: [["square.png", shape("blue", "square", 76, 140)]] },
   { title: "A number", question: "What number is shown?", pictures: [["number.png", writing("42")]] },
   {
     title: "Two pictures",
@@ -31,15 +31,8 @@ function render(name, draw) {
   });
 }
 
-function shape(color, kind) {
-  return (pen) => fill(pen, color, kind, 112, 112, 62);
-}
-
-function corner(first, second) {
-  return (pen) => {
-    fill(pen, first, "square", 64, 64, 36);
-    fill(pen, second, "circle", 160, 160, 38);
-  };
+function shape(color, kind, x = SIDE / 2, y = SIDE / 2) {
+  return (pen) => fill(pen, color, kind, x, y, 60);
 }
 
 function writing(text) {

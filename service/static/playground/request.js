@@ -141,20 +141,21 @@ export async function getJson(path, key) {
 
 // The same request with the files read by the shell, so that the text stays short.
 export function asCurl(body, files, hasKey) {
-  const quoted = JSON.stringify(withoutPayloads(body, files, (name) => `'"$(base64 -w0 ${shellName(name)})"'`), null, 2);
-  const key = hasKey ? ` \\\n  -H "Authorization: Bearer $LOUPE_API_KEY"` : "";
-  const json = quoted.replaceAll(/'(?!"\$\(base64 )(?<!\)"')/g, "'\\''");
+  const json = JSON.stringify(withMarks(body), null, 2)
+    .replaceAll("'", "'\\''")
+    .replaceAll(MARK, (_, place) => `'"$(base64 -w0 ${shellQuoted(files[place].name)})"'`);
+  const key = hasKey ? ' \\\n  -H "Authorization: Bearer $LOUPE_API_KEY"' : "";
   return `printf '%s' '${json}' |\n  curl ${new URL(ENDPOINT, location.href)} -H 'Content-Type: application/json'${key} -d @-`;
 }
 
+// The same request for the official client of the dialect.
 export function asPython(body, files, hasKey) {
-  const marked = withoutPayloads(body, files, (name) => `\u0000${name}\u0000`);
-  const literal = python(marked.messages, 1)
-    .replaceAll(/"(data:[^"\u0000]*)\\u0000([^"]*?)\\u0000"/g, (_, head, name) => `"${head}" + base64_of("${name}")`);
-  const rest = Object.entries(body)
-    .filter(([name]) => !["messages", "model"].includes(name))
-    .map(([name, value]) => `    ${name}=${python(value, 1)},\n`)
-    .join("");
+  const { messages, model, ...rest } = withMarks(body);
+  const literal = python(messages, 1).replaceAll(
+    new RegExp(`${MARK.source}"`, "g"),
+    (_, place) => `" + base64_of(${JSON.stringify(files[place].name)})`,
+  );
+  const others = Object.entries(rest).map(([name, value]) => `    ${name}=${python(value, 1)},\n`);
   return `import base64
 from pathlib import Path
 
@@ -168,24 +169,26 @@ def base64_of(path):
 
 
 completion = client.chat.completions.create(
-    model=${JSON.stringify(body.model)},
+    model=${JSON.stringify(model)},
     messages=${literal},
-${rest})
+${others.join("")})
 print(completion.choices[0].message.content)
 `;
 }
 
-function withoutPayloads(body, files, stand) {
-  const names = files.map((file) => file.name);
+const MARK = /\\u0000([0-9]+)\\u0000/g; // as JSON spells it
+
+// Each file's content gives way to a mark with its place among the files.
+function withMarks(body) {
+  let place = 0;
   return JSON.parse(JSON.stringify(body), (_, value) => {
     if (typeof value !== "string" || !value.startsWith("data:")) return value;
-    return value.slice(0, value.indexOf(",") + 1) + stand(names.shift());
+    return `${value.slice(0, value.indexOf(",") + 1)}\u0000${place++}\u0000`;
   });
 }
 
-function shellName(name) {
-  // Within JSON within single quotes: the letters that mean nothing anywhere.
-  return name.replaceAll(/[^A-Za-z0-9._\/-]/g, "_");
+function shellQuoted(name) {
+  return `'${name.replaceAll("'", "'\\''")}'`;
 }
 
 function python(value, depth) {
