@@ -180,8 +180,10 @@ async def running_server(
             await eventually(lambda: server.started)
             base_url = f"http://127.0.0.1:{port}"
             async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=10) as client:
-                yield client, port
-            server.should_exit = True
+                try:
+                    yield client, port
+                finally:
+                    server.should_exit = True
 
 
 @pytest.fixture(scope="session")
