@@ -20,7 +20,7 @@ _TAG = "openai"
 _ERROR = (Content("application/json", ErrorEnvelope), Content(PROBLEM_MEDIA_TYPE, Problem))
 _IGNORED_HEADER: dict[str, Schema] = {
     "x-ignored-params": {
-        "description": "Fields that were taken and have no effect here; absent when there are none.",
+        "description": "Fields that were taken and have no effect; absent when there are none.",
         "schema": {"type": "string"},
     }
 }

@@ -22,6 +22,7 @@ from service.routes.openai_schema import (
     ChatMessage,
     Content,
     ContentPart,
+    DeveloperMessage,
     FileContent,
     FileReference,
     ImageContent,
@@ -73,7 +74,7 @@ def canonical_tools(tools: Sequence[Tool]) -> tuple[dict[str, object], ...]:
 
 def _message(message: ChatMessage, param: str, bounds: PixelBounds) -> Message:
     match message:
-        case SystemMessage(content=content):
+        case SystemMessage(content=content) | DeveloperMessage(content=content):
             return Message("system", _texts(content, param))
         case UserMessage(content=content):
             return Message("user", tuple(_parts(content, param, bounds)))

@@ -30,19 +30,19 @@ class _Object(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """An object of the request."""
 
 
-class TextContent(_Object, kw_only=True, tag_field="type", tag="text"):
+class TextContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """Text."""
 
     text: str
 
 
-class RefusalContent(_Object, kw_only=True, tag_field="type", tag="refusal"):
+class RefusalContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
     """What an earlier answer refused, sent back as text."""
 
     refusal: str
 
 
-class ImageUrl(_Object, kw_only=True):
+class ImageUrl(_Object, frozen=True, kw_only=True):
     """A picture."""
 
     url: Annotated[
@@ -58,7 +58,7 @@ class ImageUrl(_Object, kw_only=True):
     ] = None
 
 
-class ImageContent(_Object, kw_only=True, tag_field="type", tag="image_url"):
+class ImageContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
     """A picture among the text."""
 
     image_url: ImageUrl
@@ -66,7 +66,7 @@ class ImageContent(_Object, kw_only=True, tag_field="type", tag="image_url"):
     max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
-class FileReference(_Object, kw_only=True):
+class FileReference(_Object, frozen=True, kw_only=True):
     """A file: its content or its id, not both."""
 
     file_data: Annotated[
@@ -80,7 +80,7 @@ class FileReference(_Object, kw_only=True):
     ] = None
 
 
-class FileContent(_Object, kw_only=True, tag_field="type", tag="file"):
+class FileContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="file"):
     """A document or a picture among the text."""
 
     file: FileReference
@@ -88,7 +88,7 @@ class FileContent(_Object, kw_only=True, tag_field="type", tag="file"):
     max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
-class VideoUrl(_Object, kw_only=True):
+class VideoUrl(_Object, frozen=True, kw_only=True):
     """A video."""
 
     url: Annotated[
@@ -96,7 +96,7 @@ class VideoUrl(_Object, kw_only=True):
     ]
 
 
-class VideoContent(_Object, kw_only=True, tag_field="type", tag="video_url"):
+class VideoContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="video_url"):
     """A video among the text."""
 
     video_url: VideoUrl
@@ -109,14 +109,14 @@ ContentPart: TypeAlias = TextContent | RefusalContent | MediaContent
 Content: TypeAlias = str | Annotated[list[ContentPart], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class CalledFunction(_Object, kw_only=True):
+class CalledFunction(_Object, frozen=True, kw_only=True):
     """A function's name and the arguments of one call."""
 
     name: FunctionName
     arguments: Annotated[str, Meta(description="JSON text.")]
 
 
-class CalledTool(_Object, kw_only=True):
+class CalledTool(_Object, frozen=True, kw_only=True):
     """A call that an earlier answer made."""
 
     id: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -124,25 +124,25 @@ class CalledTool(_Object, kw_only=True):
     function: CalledFunction
 
 
-class SystemMessage(_Object, kw_only=True, tag_field="role", tag="system"):
+class SystemMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="system"):
     """Instructions; text only."""
 
     content: Content
     name: Text = None
 
 
-class DeveloperMessage(SystemMessage, kw_only=True, tag_field="role", tag="developer"):
+class DeveloperMessage(SystemMessage, frozen=True, kw_only=True, tag_field="role", tag="developer"):
     """The newer name of a system message."""
 
 
-class UserMessage(_Object, kw_only=True, tag_field="role", tag="user"):
+class UserMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="user"):
     """The user's turn: text and pictures in any order."""
 
     content: Content
     name: Text = None
 
 
-class AssistantMessage(_Object, kw_only=True, tag_field="role", tag="assistant"):
+class AssistantMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
     """An earlier answer, as this service or another gave it; text only."""
 
     content: Content | None = None
@@ -156,7 +156,7 @@ class AssistantMessage(_Object, kw_only=True, tag_field="role", tag="assistant")
     function_call: None = None
 
 
-class ToolMessage(_Object, kw_only=True, tag_field="role", tag="tool"):
+class ToolMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="tool"):
     """What a called function returned."""
 
     content: Content
@@ -169,7 +169,7 @@ ChatMessage: TypeAlias = (
 )
 
 
-class FunctionDefinition(_Object, kw_only=True):
+class FunctionDefinition(_Object, frozen=True, kw_only=True):
     """A function the answer may call."""
 
     name: FunctionName
@@ -182,35 +182,35 @@ class FunctionDefinition(_Object, kw_only=True):
     )
 
 
-class Tool(_Object, kw_only=True):
+class Tool(_Object, frozen=True, kw_only=True):
     """Something the answer may call."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionReference(_Object, kw_only=True):
+class FunctionReference(_Object, frozen=True, kw_only=True):
     """One of the functions, by name."""
 
     name: FunctionName
 
 
-class NamedToolChoice(_Object, kw_only=True):
+class NamedToolChoice(_Object, frozen=True, kw_only=True):
     """The function that must be called."""
 
     type: Literal["function"]
     function: FunctionReference
 
 
-class TextFormat(_Object, kw_only=True, tag_field="type", tag="text"):
+class TextFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """Any text."""
 
 
-class JsonObjectFormat(_Object, kw_only=True, tag_field="type", tag="json_object"):
+class JsonObjectFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="json_object"):
     """Any JSON object."""
 
 
-class JsonSchema(_Object, kw_only=True):
+class JsonSchema(_Object, frozen=True, kw_only=True):
     """A named schema."""
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -219,13 +219,13 @@ class JsonSchema(_Object, kw_only=True):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Object, kw_only=True, tag_field="type", tag="json_schema"):
+class JsonSchemaFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="json_schema"):
     """JSON of a schema; the answer always keeps to it, `strict` or not."""
 
     json_schema: JsonSchema
 
 
-class StreamOptions(_Object, kw_only=True):
+class StreamOptions(_Object, frozen=True, kw_only=True):
     """What a stream tells besides the answer."""
 
     include_usage: Annotated[
@@ -234,7 +234,7 @@ class StreamOptions(_Object, kw_only=True):
     include_obfuscation: Annotated[bool | None, Meta(description="Ignored.")] = None
 
 
-class CompletionRequest(_Object, kw_only=True):
+class CompletionRequest(_Object, frozen=True, kw_only=True):
     """A conversation to go on with, and how."""
 
     model: Annotated[str, Meta(description="The served model's name, as `/v1/models` tells it.")]
@@ -324,7 +324,7 @@ class CompletionRequest(_Object, kw_only=True):
     user: Annotated[Text, Meta(description="Ignored.")] = None
 
 
-class TokenizeRequest(_Object, kw_only=True):
+class TokenizeRequest(_Object, frozen=True, kw_only=True):
     """A text, or messages as for an answer, to be counted."""
 
     model: Text = None
@@ -338,7 +338,7 @@ class TokenizeRequest(_Object, kw_only=True):
     max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
-class DetokenizeRequest(_Object, kw_only=True):
+class DetokenizeRequest(_Object, frozen=True, kw_only=True):
     """Tokens to be spelt."""
 
     model: Text = None

@@ -1,10 +1,12 @@
 """The OpenAI dialect when all goes well: replies, what reaches the engine, where parts end up."""
 
 import base64
+import io
 import json
 
 import msgspec
 import pytest
+from PIL import Image
 
 from inference.protocol import FinishReason
 
@@ -316,6 +318,50 @@ async def test_pictures_keep_their_places_over_turns(
     first, second, third = (vision.content_hash for vision in request.visions)
     assert response.status_code == 200
     assert first == third != second
+
+
+async def test_document_s_pages_are_pictures_in_their_place(service, question):
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    document = io.BytesIO()
+    red.save(document, "PDF", save_all=True, append_images=[blue, red])
+    encoded = base64.b64encode(document.getvalue()).decode()
+    file = {"file_data": f"data:application/pdf;base64,{encoded}", "pages": "2-3"}
+    question["messages"] = [{"role": "user", "content": [{"type": "file", "file": file}]}]
+
+    response = await service.client.post(PATH, json=question)
+
+    (request,) = service.engine.requests
+    blue_page, red_page = (bytes(vision.pixels) for vision in request.visions)
+    assert response.status_code == 200
+    assert (blue_page[2] > 200 > blue_page[0], red_page[0] > 200 > red_page[2]) == (True, True)
+
+
+async def test_picture_that_a_tool_returned_is_seen(service, question, image):
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    question["messages"] = [
+        USER,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": [image]},
+    ]
+
+    response = await service.client.post(PATH, json=question)
+
+    assert response.status_code == 200
+    assert len(service.engine.requests[0].visions) == 1
+
+
+@pytest.mark.parametrize(("detail", "grows"), [("low", False), ("high", True), ("auto", True)])
+async def test_low_detail_has_fewer_pixels(service, question, model, detail, grows):
+    service.engine.model = msgspec.structs.replace(model, max_pixels=4096 * 4096)
+    large = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(large, "PNG")
+    part = {"type": "image_url", "image_url": {"url": data_url(large.getvalue()), "detail": detail}}
+    question["messages"] = [{"role": "user", "content": [part]}]
+
+    await service.client.post(PATH, json=question | {"max_tokens": 1})
+
+    (vision,) = service.engine.requests[0].visions
+    assert (vision.height * vision.width > 512 * 512) == grows
 
 
 @pytest.mark.parametrize(
