@@ -10,6 +10,7 @@ from typing import Self
 import anyio
 from litestar.types import Receive
 
+from service.deadline import Deadline
 from service.errors import BodyTimeout, DeadlineExceeded, EngineUnavailable
 
 # A reply that is ready before this needs nobody to watch its connection, and watching costs as
@@ -29,10 +30,11 @@ class Attendance:
     while the surrounding task is being cancelled.
     """
 
-    def __init__(self, receive: Receive, deadline: float) -> None:
-        """Attend to a request: its `receive`, and a deadline on the event loop's clock."""
+    def __init__(self, receive: Receive, deadline: Deadline) -> None:
+        """Attend to a request: its `receive`, and its deadline."""
         self._receive = receive
-        self._work = anyio.CancelScope(deadline=deadline)
+        self._deadline = deadline
+        self._work = anyio.CancelScope(deadline=deadline.ends_at)
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._client_gone = False
@@ -55,13 +57,16 @@ class Attendance:
         if self._work.cancelled_caught:
             if self._client_gone:
                 raise ClientGone
-            raise BodyTimeout if self._timer is None else DeadlineExceeded
+            if self._timer is None:
+                raise BodyTimeout
+            raise DeadlineExceeded(self._deadline.spent)
         if isinstance(error, asyncio.CancelledError):
             # The server cancels what outlasts its drain time; the client is told while it can be.
             raise EngineUnavailable("engine_stopping", "The service is stopping.") from error
 
     def watch(self) -> None:
         """Watch the connection from here on; the request's body has been read."""
+        self._work.deadline = self._deadline.ends_at  # the body may have cut it
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_UNWATCHED_SECONDS, self._start_watcher, loop)
 

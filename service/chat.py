@@ -11,11 +11,21 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from inference.protocol import Admission, Generate, ModelFacts, SamplingParams, Stats, Vision
+from inference.protocol import (
+    Admission,
+    FinishReason,
+    Generate,
+    ModelFacts,
+    SamplingParams,
+    Stats,
+    Vision,
+)
+from service.access.caller import quota_of
 from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer, count_usage
 from service.conversation import Conversation, MediaPart
+from service.deadline import Deadline
 from service.detokenizer import Vocabulary
-from service.errors import ClientError, EngineUnavailable
+from service.errors import ClientError, DeadlineExceeded, EngineUnavailable, Spent
 from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
@@ -105,7 +115,12 @@ class Chat:
             logger.exception("The checkpoint's text side cannot be loaded")
 
     def begin(
-        self, conversation: Conversation, record: RequestRecord, *, default_max_tokens: bool = False
+        self,
+        conversation: Conversation,
+        record: RequestRecord,
+        *,
+        default_max_tokens: bool = False,
+        deadline: Deadline | None = None,
     ) -> "Exchange":
         """Make one request's exchange; nothing happens before its answers are asked for.
 
@@ -113,7 +128,9 @@ class Chat:
         default_max_tokens: the client named no limit, so the one in the conversation gives way to
             the room in the model's context.
         """
-        return Exchange(self, conversation, record, default_max_tokens=default_max_tokens)
+        return Exchange(
+            self, conversation, record, default_max_tokens=default_max_tokens, deadline=deadline
+        )
 
     async def prepare(self, conversation: Conversation, record: RequestRecord) -> "Prepared":
         """Take in the media and build the prompt: all that happens before the engine.
@@ -216,8 +233,10 @@ class Exchange:
         record: RequestRecord,
         *,
         default_max_tokens: bool,
+        deadline: Deadline | None,
     ) -> None:
         self._chat = chat
+        self._deadline = deadline
         self._conversation = conversation
         self._record = record
         self._default_max_tokens = default_max_tokens
@@ -252,6 +271,7 @@ class Exchange:
         self._prepared, prompt = prepared, prepared.prompt
         sampling = self._sampling(prompt)
         request_id = self._chat.take_id(self._record.request_id)
+        caller = self._record.caller
         started_at = time.perf_counter()
         try:
             request = Generate(
@@ -260,7 +280,11 @@ class Exchange:
                 sampling=sampling,
                 visions=prepared.visions,
                 num_sequences=self._conversation.num_answers,
-                tenant=self._record.caller.tenant,
+                priority=caller.limits.priority,
+                tenant=caller.tenant,
+                caller=caller.name,
+                quota=quota_of(caller),
+                deadline_seconds=self._deadline and self._deadline.seconds_left,
             )
             growing = answer(
                 self._chat.engine, request, self._conversation.stop, prepared.vocabulary
@@ -274,9 +298,13 @@ class Exchange:
                         self._note_admission(delta.index, delta.admission)
                     if delta.finish is not None:
                         self._note_finish(delta.index, delta.finish)
+                        if delta.finish.reason is FinishReason.DEADLINE:
+                            raise DeadlineExceeded(self._spent())
                     yield delta
         finally:
             self._chat.give_back_id(request_id)
+            if self._deadline is not None:
+                self._deadline.spent = self._spent()
             self.inference_seconds = time.perf_counter() - started_at
             self._note_facts()
 
@@ -315,6 +343,11 @@ class Exchange:
         if index == 0:
             self._record.stages.decode = milliseconds(finish.decode_seconds)
             self._record.facts["finish_reason"] = str(finish.reason)
+
+    def _spent(self) -> Spent:
+        # Answers that did not end were work all the same.
+        usage = self.usage
+        return Spent(usage.num_prompt_tokens, max(usage.num_output_tokens, self._num_delivered))
 
     def _note_facts(self) -> None:
         usage, facts = self.usage, self._record.facts

@@ -27,7 +27,7 @@ ServiceError
 Messages are ours and safe to show; nothing of the input, a path or a library's text is in them.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 class ServiceError(Exception):
@@ -213,14 +213,22 @@ class OutOfMemory(ServerError):
         super().__init__("gpu_out_of_memory", "The device ran out of memory for this request.")
 
 
+class Spent(NamedTuple):
+    """Tokens that were computed for a request without an answer."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
 class DeadlineExceeded(ServerError):
-    """The request's time ran out."""
+    """The request's time ran out; spent: what it took until then, if it came to that."""
 
     status = 504
     type = "timeout_error"
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Spent | None = None) -> None:
         super().__init__("deadline_exceeded", "The request took longer than its deadline.")
+        self.spent = spent
 
 
 class InternalError(ServerError):

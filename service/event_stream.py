@@ -12,6 +12,7 @@ import structlog
 from litestar.types import Receive, Scope, Send
 
 from service.attendance import Attendance, ClientGone
+from service.deadline import Deadline
 from service.errors import InternalError, ServiceError
 from service.request_log import RequestRecord
 
@@ -41,7 +42,7 @@ class EventStream:
         events: AsyncGenerator[bytes, None],
         render_error: Callable[[ServiceError], bytes],
         *,
-        deadline: float,
+        deadline: Deadline,
         record: RequestRecord,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from inference.protocol import Quota
+
 
 class KeyLimits(NamedTuple):
     """What one key may use; None is no bound of its own.
@@ -32,3 +34,16 @@ class Caller(NamedTuple):
 
 
 ANYONE = Caller("", "", is_admin=False)
+
+
+def quota_of(caller: Caller) -> Quota | None:
+    """Write a caller's limits as the engine counts them, for all workers; None: there are none."""
+    limits = caller.limits
+    if limits._replace(priority=0) == KeyLimits():
+        return None
+    return Quota(
+        max_concurrent_requests=limits.max_concurrency,
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        weight=limits.weight,
+    )

@@ -4,7 +4,6 @@ import re
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
-import anyio
 import anyio.to_thread
 import msgspec
 from litestar import Request, delete, get, post
@@ -17,6 +16,7 @@ from litestar.types.asgi_types import HTTPReceiveMessage, WebSocketReceiveMessag
 from service.attendance import Attendance
 from service.body import announced_bytes, media_type, read_body
 from service.config import Settings
+from service.deadline import Deadline
 from service.errors import FieldInvalid, MediaTypeUnsupported, RequestInvalid
 from service.file_shelf import Label, StoredFile
 from service.file_store import FileStore, Upload
@@ -64,7 +64,7 @@ class FileRoutes:
         scope = request.scope
         if media_type(scope).name != "multipart/form-data":
             raise MediaTypeUnsupported("media_type_unsupported", "Send multipart/form-data.")
-        deadline = anyio.current_time() + self._settings.request_timeout_seconds
+        deadline = Deadline(scope, self._settings.request_timeout_seconds)
         with Attendance(request.receive, deadline):
             async with self._store.receive(_tenant(request), announced_bytes(scope)) as upload:
                 label = await self._read_form(scope, request.receive, upload)

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
-import anyio
 import msgspec
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
@@ -18,8 +17,9 @@ from litestar.types import ASGIApp
 from service.attendance import Attendance
 from service.chat import Chat, Exchange
 from service.config import Settings
+from service.deadline import Deadline
 from service.error_reply import Envelope
-from service.errors import ServiceError
+from service.errors import DeadlineExceeded, ServiceError
 from service.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native_input import read_question
@@ -30,6 +30,7 @@ from service.routes.native_schema import (
     DoneEvent,
     ErrorEvent,
     ErrorReply,
+    SpentUsage,
 )
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
@@ -56,8 +57,9 @@ class NativeRoutes:
     async def answer(self, request: AnyRequest) -> ASGIResponse:
         """Answer in one piece."""
         record = record_of(request.scope)
-        with Attendance(request.receive, self._deadline()) as attendance:
-            exchange = await self._begin(request, record)
+        deadline = self._deadline(request)
+        with Attendance(request.receive, deadline) as attendance:
+            exchange = await self._begin(request, record, deadline)
             attendance.watch()
             texts = await exchange.texts()
         reply = ChatReply(
@@ -72,14 +74,18 @@ class NativeRoutes:
     async def stream(self, request: AnyRequest) -> ASGIApp:
         """Answer piece by piece."""
         record = record_of(request.scope)
-        deadline = self._deadline()
+        deadline = self._deadline(request)
         with Attendance(request.receive, deadline):
-            exchange = await self._begin(request, record)
+            exchange = await self._begin(request, record, deadline)
 
         def render_error(error: ServiceError) -> bytes:
-            return _event(
-                ErrorEvent(error=error.message, code=error.code, request_id=record.request_id)
+            event = ErrorEvent(
+                error=error.message,
+                code=error.code,
+                usage=_spent(error),
+                request_id=record.request_id,
             )
+            return _event(event)
 
         return EventStream(
             self._events(exchange, record),
@@ -104,14 +110,20 @@ class NativeRoutes:
             )
         )
 
-    def _deadline(self) -> float:
-        return anyio.current_time() + self._settings.request_timeout_seconds
+    def _deadline(self, request: AnyRequest) -> Deadline:
+        return Deadline(request.scope, self._settings.request_timeout_seconds)
 
-    async def _begin(self, request: AnyRequest, record: RequestRecord) -> Exchange:
+    async def _begin(
+        self, request: AnyRequest, record: RequestRecord, deadline: Deadline
+    ) -> Exchange:
         settings = self._settings
         question = await read_question(request.scope, request.receive, settings.max_body_bytes)
+        deadline.cut(question.deadline_ms)
         return self._chat.begin(
-            question.conversation, record, default_max_tokens=question.default_max_tokens
+            question.conversation,
+            record,
+            default_max_tokens=question.default_max_tokens,
+            deadline=deadline,
         )
 
     def _usage(self, exchange: Exchange) -> ChatUsage:
@@ -129,9 +141,21 @@ class NativeRoutes:
 
 def _render_error(error: ServiceError, request_id: str) -> bytes:
     reply = ErrorReply(
-        message=error.message, code=error.code, param=error.param, request_id=request_id
+        message=error.message,
+        usage=_spent(error),
+        code=error.code,
+        param=error.param,
+        request_id=request_id,
     )
     return _encoder.encode(reply)
+
+
+def _spent(error: ServiceError) -> SpentUsage | None:
+    """What an answer that came too late took until then."""
+    if not isinstance(error, DeadlineExceeded) or error.spent is None:
+        return None
+    num_prompt_tokens, num_output_tokens = error.spent
+    return SpentUsage(input_tokens=num_prompt_tokens, output_tokens=num_output_tokens)
 
 
 NATIVE_ENVELOPE = Envelope(_render_error, schema_fault_status=422)

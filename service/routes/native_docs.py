@@ -32,8 +32,12 @@ _ERRORS = {
     413: Reply("The body, an image or all images together are too large.", _ERROR),
     415: Reply("The body's media type or encoding is not taken.", _ERROR),
     422: Reply("A field is missing, unknown, of the wrong type or out of bounds.", _ERROR),
+    429: Reply("The key's quota is used up.", _ERROR),
     500: Reply("The service failed.", _ERROR),
-    503: Reply("At capacity, starting, restarting, or out of device memory.", _ERROR),
+    503: Reply(
+        "At capacity, too busy for the deadline, starting, restarting, or out of device memory.",
+        _ERROR,
+    ),
     504: Reply("The request took longer than its deadline.", _ERROR),
 }
 

@@ -40,10 +40,14 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 
 
 class Question(NamedTuple):
-    """A canonical request; default_max_tokens: the client left that number to the service."""
+    """A canonical request, and what the client says of how it is answered.
+
+    default_max_tokens: that number is left to the service.
+    """
 
     conversation: Conversation
     default_max_tokens: bool
+    deadline_ms: int | None = None
 
 
 class _Input(NamedTuple):
@@ -79,6 +83,7 @@ def _question(read: _Input) -> Question:
     return Question(
         conversation=_conversation(request, media),
         default_max_tokens=request.max_new_tokens is None,
+        deadline_ms=request.deadline_ms,
     )
 
 

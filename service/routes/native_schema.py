@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from service.deadline import DeadlineMs
 from service.stages import StageTimes
 
 IMAGE_ONLY_PROMPT = "请描述这张图片"
@@ -87,6 +88,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
         Meta(description="Makes the answer repeatable."),
     ] = None
+    deadline_ms: DeadlineMs = None
 
 
 class ChatUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,13 +119,22 @@ class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+class SpentUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer took that came too late: computed, not delivered whole."""
+
+    input_tokens: int
+    output_tokens: int
+
+
 class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
     """Why there is no answer."""
 
     success: Literal[False] = False
     message: str
     result: None = None
-    usage: None = None
+    usage: Annotated[
+        SpentUsage | None, Meta(description="With `deadline_exceeded`, once the prompt is known.")
+    ] = None
     code: Annotated[str, Meta(description="A stable word; all are listed above.")]
     param: Annotated[str | None, Meta(description="The field at fault.")] = None
     request_id: str
@@ -153,4 +164,5 @@ class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     code: str
     done: Literal[True] = True
+    usage: Annotated[SpentUsage | None, Meta(description="With `deadline_exceeded`.")] = None
     request_id: str

@@ -3,7 +3,6 @@
 import hashlib
 import time
 
-import anyio
 import msgspec
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -16,6 +15,7 @@ from service.attendance import Attendance
 from service.body import read_json_body
 from service.chat import Chat, Exchange
 from service.config import Settings
+from service.deadline import Deadline
 from service.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
@@ -44,13 +44,14 @@ class OpenAIRoutes:
     async def complete(self, request: AnyRequest) -> ASGIApp:
         """Answer in one piece or as a stream."""
         record = record_of(request.scope)
-        deadline = anyio.current_time() + self._settings.request_timeout_seconds
+        deadline = Deadline(request.scope, self._settings.request_timeout_seconds)
         with Attendance(request.receive, deadline) as attendance:
             body = await read_json_body(
                 request.scope, request.receive, self._settings.max_body_bytes
             )
             asked = decode_request(body, _decoder)
-            model, exchange = self._begin(asked, record)
+            deadline.cut(asked.deadline_ms)
+            model, exchange = self._begin(asked, record, deadline)
             if not asked.stream:
                 attendance.watch()
                 return await _whole(asked, exchange, model, record)
@@ -72,12 +73,15 @@ class OpenAIRoutes:
         )
 
     def _begin(
-        self, asked: CompletionRequest, record: RequestRecord
+        self, asked: CompletionRequest, record: RequestRecord, deadline: Deadline
     ) -> tuple[ModelFacts, Exchange]:
         model = self._chat.model
         check_model(asked.model, model)
         exchange = self._chat.begin(
-            conversation_of(asked, model), record, default_max_tokens=names_no_limit(asked)
+            conversation_of(asked, model),
+            record,
+            default_max_tokens=names_no_limit(asked),
+            deadline=deadline,
         )
         return model, exchange
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from service.conversation import Detail
+from service.deadline import DeadlineMs
 
 MAX_ANSWERS = 8
 MAX_MESSAGES = 4096
@@ -276,6 +277,7 @@ class CompletionRequest(_Object, frozen=True, kw_only=True):
         StopString | Annotated[list[StopString], Meta(max_length=16)] | None,
         Meta(description="Strings that end the answer; they are not part of it."),
     ] = None
+    deadline_ms: DeadlineMs = None
     stop_token_ids: Annotated[
         Annotated[list[TokenId], Meta(max_length=64)] | None,
         Meta(description="Tokens that end the answer."),

@@ -6,7 +6,6 @@ The request goes the same way as for an answer, up to the wire, so its figures a
 from itertools import groupby
 from typing import Annotated
 
-import anyio
 import msgspec
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -18,6 +17,7 @@ from service.body import media_type, read_json_body
 from service.chat import Chat, Prepared
 from service.config import Settings
 from service.conversation import Conversation, MediaKind
+from service.deadline import Deadline
 from service.errors import ClientError
 from service.media.decoded_image import DecodedImage
 from service.media.medium import Document, Medium
@@ -117,7 +117,7 @@ class PreviewRoutes:
     async def preview(self, request: AnyRequest) -> ASGIResponse:
         """Tell what would reach the model; what would be refused is part of the reply."""
         record = record_of(request.scope)
-        deadline = anyio.current_time() + self._settings.request_timeout_seconds
+        deadline = Deadline(request.scope, self._settings.request_timeout_seconds)
         with Attendance(request.receive, deadline) as attendance:
             question = await self._read(request)
             attendance.watch()

@@ -1,6 +1,5 @@
 """`POST /tokenize` and `POST /detokenize`: what a prompt costs, told without the engine."""
 
-import anyio
 import msgspec
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -12,6 +11,7 @@ from service.body import read_json_body
 from service.chat import Chat
 from service.config import Settings
 from service.conversation import Conversation
+from service.deadline import Deadline
 from service.errors import RequestInvalid
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
@@ -93,7 +93,7 @@ class TokenRoutes:
         )
 
     def _attendance(self, request: AnyRequest) -> Attendance:
-        deadline = anyio.current_time() + self._settings.request_timeout_seconds
+        deadline = Deadline(request.scope, self._settings.request_timeout_seconds)
         return Attendance(request.receive, deadline)
 
     async def _body(self, request: AnyRequest) -> bytes:
