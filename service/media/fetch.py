@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import structlog
 
+from service.conversation import MediaKind
 from service.errors import ClientError, ImageFetchTimeout, ImageRefused, TooLarge
 from service.media.address import IPAddress
-from service.media.budget import MediaLimits
+from service.media.budget import MediaLimits, check_file_bytes
 from service.media.fetch_failure import FetchFailed, FetchVerdict
-from service.media.fetch_settings import FetchSettings
 from service.media.fetch_rules import FetchRules, resolve
+from service.media.fetch_settings import FetchSettings
 from service.media.remote_url import RemoteUrl, UrlInvalid, parse_remote_url
 from service.stages import milliseconds
 from service.version import version
@@ -43,11 +44,20 @@ logger = structlog.get_logger()
 Resolver = Callable[[str, int], Sequence[IPAddress]]
 
 
+class RemoteFile(NamedTuple):
+    """A URL as a client wrote it, the request field it came from, and what that field takes."""
+
+    url: str
+    param: str
+    kinds: tuple[MediaKind, ...] = ("image",)
+
+
 class _Wanted(NamedTuple):
-    """A URL to fetch, and the request field it came from."""
+    """The same, read."""
 
     url: RemoteUrl
     param: str
+    kinds: tuple[MediaKind, ...]
 
 
 class _Redirect(NamedTuple):
@@ -57,10 +67,11 @@ class _Redirect(NamedTuple):
 
 
 class _Trip:
-    """One fetch under way: where it is, for the log."""
+    """One fetch under way: what is wanted, and where it is by now."""
 
-    def __init__(self, url: RemoteUrl) -> None:
-        self.url = url
+    def __init__(self, wanted: _Wanted) -> None:
+        self.wanted = wanted
+        self.url = wanted.url
         self.num_redirects = 0
         self.started_at = time.perf_counter()
 
@@ -110,8 +121,8 @@ class Fetcher:
         """Let go of the resolver's threads."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch_all(self, urls: Sequence[tuple[str, str]]) -> list[bytes]:
-        """Fetch a request's (url, param) pairs side by side, equal ones once; in their order.
+    async def fetch_all(self, files: Sequence[RemoteFile]) -> list[bytes]:
+        """Fetch a request's files side by side, equal ones once; in their order.
 
         Nothing is asked before every URL is found well-formed. The first failure ends the others.
 
@@ -119,30 +130,32 @@ class Fetcher:
             ImageRefused: `image_url_unsupported` where fetching is off, `image_url_scheme`,
                 `image_url_invalid`, `image_url_refused`, `image_fetch_failed`.
             ImageFetchTimeout: one, or all together, took too long.
-            TooLarge: `image_too_large` or, all together, `media_budget_exceeded`.
+            TooLarge: `image_too_large`, `file_too_large` or, all together,
+                `media_budget_exceeded`.
         """
-        if not urls:
+        if not files:
             return []
-        wanted: dict[str, _Wanted] = {}
-        for url, param in urls:
-            wanted.setdefault(url, _Wanted(self._read(url, param), param))
+        wanted: dict[object, _Wanted] = {}
+        for file in files:
+            url = self._read(file.url, file.param)
+            wanted.setdefault(_place(file), _Wanted(url, file.param, file.kinds))
         budget = _Budget(self._settings, self._limits)
-        fetched: dict[str, bytes] = {}
+        fetched: dict[object, bytes] = {}
         failures: list[ClientError] = []
 
-        async def fetch(url: str) -> None:
+        async def fetch(place: object) -> None:
             try:
-                fetched[url] = await self._fetch(wanted[url], budget)
+                fetched[place] = await self._fetch(wanted[place], budget)
             except ClientError as error:
                 failures.append(error)
                 tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
-            for url in wanted:
-                tasks.start_soon(fetch, url)
+            for place in wanted:
+                tasks.start_soon(fetch, place)
         if failures:
             raise failures[0]
-        return [fetched[url] for url, _ in urls]
+        return [fetched[_place(file)] for file in files]
 
     def _read(self, url: str, param: str) -> RemoteUrl:
         if not self._settings.fetch_urls:
@@ -154,18 +167,18 @@ class Fetcher:
         except UrlInvalid as fault:
             scheme = fault.has_foreign_scheme
             verdict = FetchVerdict.SCHEME if scheme else FetchVerdict.INVALID
-            raise self._to_error(verdict, param) from None
+            raise _to_error(verdict, param) from None
 
     async def _fetch(self, wanted: _Wanted, budget: _Budget) -> bytes:
         """Fetch one, and log how that went: hosts only, as a query may hold a secret."""
-        trip = _Trip(wanted.url)
-        verdict, reason, num_bytes = "fetched", "", 0
+        trip = _Trip(wanted)
+        verdict, reason, num_bytes = "fault", "", 0
         try:
-            content = await self._in_time(trip, budget, wanted.param)
-            num_bytes = len(content)
+            content = await self._in_time(trip, budget)
+            verdict, num_bytes = "fetched", len(content)
         except FetchFailed as failure:
             verdict, reason = failure.verdict.value, failure.reason
-            raise self._to_error(failure.verdict, wanted.param) from None
+            raise _to_error(failure.verdict, wanted.param) from None
         except ClientError as error:
             verdict = error.code
             raise
@@ -185,20 +198,20 @@ class Fetcher:
                 fetch_time_ms=milliseconds(time.perf_counter() - trip.started_at),
             )
 
-    async def _in_time(self, trip: _Trip, budget: _Budget, param: str) -> bytes:
+    async def _in_time(self, trip: _Trip, budget: _Budget) -> bytes:
         try:
             with anyio.fail_after(budget.deadline - anyio.current_time()):
                 async with budget.slots, self._slots:
                     with anyio.fail_after(self._settings.fetch_timeout_seconds):
-                        return await self._follow(trip, budget, param)
+                        return await self._follow(trip, budget)
         except TimeoutError:
             raise FetchFailed(FetchVerdict.TIMEOUT, "deadline") from None
 
-    async def _follow(self, trip: _Trip, budget: _Budget, param: str) -> bytes:
+    async def _follow(self, trip: _Trip, budget: _Budget) -> bytes:
         """Ask, and ask where that leads, each time as carefully."""
         while True:
             self._rules.check_url(trip.url)
-            answer = await self._ask(trip.url, budget, param)
+            answer = await self._ask(trip, budget)
             if isinstance(answer, bytes):
                 return answer
             if trip.num_redirects == _MAX_REDIRECTS:
@@ -206,11 +219,12 @@ class Fetcher:
             trip.num_redirects += 1
             trip.url = _followed(trip.url, answer)
 
-    async def _ask(self, url: RemoteUrl, budget: _Budget, param: str) -> bytes | _Redirect:
+    async def _ask(self, trip: _Trip, budget: _Budget) -> bytes | _Redirect:
         import httpcore2
 
         from service.media.dialer import Dialer
 
+        url = trip.url
         target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
         connection = httpcore2.AsyncHTTPConnection(
             target.origin,
@@ -224,28 +238,26 @@ class Fetcher:
             ):
                 if response.status in _REDIRECTS:
                     return _Redirect(_location(response))
-                return await self._read_file(response, budget, param)
+                return await self._read_file(response, trip.wanted, budget)
         except httpcore2.TimeoutException:
             raise FetchFailed(FetchVerdict.TIMEOUT, "network") from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError, ssl.SSLError) as error:
             raise FetchFailed(FetchVerdict.FAILED, type(error).__name__) from None
 
-    async def _read_file(self, response: "Response", budget: _Budget, param: str) -> bytes:
+    async def _read_file(self, response: "Response", wanted: _Wanted, budget: _Budget) -> bytes:
         if response.status != 200:
             raise FetchFailed(FetchVerdict.FAILED, f"status {response.status}")
         headers = _headers_of(response)
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise FetchFailed(FetchVerdict.FAILED, "compressed")  # what it unpacks to has no bound
         announced = headers.get(b"content-length", b"")
-        max_bytes = self._limits.max_image_bytes
-        if announced.isdigit() and int(announced) > max_bytes:
-            raise FetchFailed(FetchVerdict.TOO_LARGE, "announced")
+        if announced.isdigit():
+            check_file_bytes(int(announced), wanted.param, wanted.kinds, self._limits)
         content = bytearray()
         async for chunk in response.aiter_stream():
             content += chunk
-            if len(content) > max_bytes:
-                raise FetchFailed(FetchVerdict.TOO_LARGE, "counted")
-            budget.take_bytes(len(chunk), param)
+            check_file_bytes(len(content), wanted.param, wanted.kinds, self._limits)
+            budget.take_bytes(len(chunk), wanted.param)
         return bytes(content)
 
     async def _look_up(self, host: str, port: int) -> Sequence[IPAddress]:
@@ -276,15 +288,17 @@ class Fetcher:
             self._system_trust = trust
         return trust
 
-    def _to_error(self, verdict: FetchVerdict, param: str) -> ClientError:
-        match verdict:
-            case FetchVerdict.TOO_LARGE:
-                message = f"An image may have {self._limits.max_image_bytes} bytes."
-                return TooLarge(verdict, message, param=param)
-            case FetchVerdict.TIMEOUT:
-                return ImageFetchTimeout(verdict, _MESSAGES[verdict], param=param)
-            case _:
-                return ImageRefused(verdict, _MESSAGES[verdict], param=param)
+
+def _to_error(verdict: FetchVerdict, param: str) -> ImageRefused:
+    timed_out = verdict == FetchVerdict.TIMEOUT
+    return (ImageFetchTimeout if timed_out else ImageRefused)(
+        verdict, _MESSAGES[verdict], param=param
+    )
+
+
+def _place(file: RemoteFile) -> object:
+    """Make what equal files have in common."""
+    return file.url, file.kinds
 
 
 def _followed(url: RemoteUrl, redirect: _Redirect) -> RemoteUrl:

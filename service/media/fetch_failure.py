@@ -15,7 +15,6 @@ class FetchVerdict(StrEnum):
     REFUSED = "image_url_refused"
     FAILED = "image_fetch_failed"
     TIMEOUT = "image_fetch_timeout"
-    TOO_LARGE = "image_too_large"
 
 
 class FetchFailed(Exception):

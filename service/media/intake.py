@@ -15,6 +15,7 @@ from service.errors import RequestInvalid
 from service.media.budget import MediaBudget, MediaLimits, check_file_bytes
 from service.media.container import kind_of
 from service.media.encoded import EncodedFile
+from service.media.fetch import RemoteFile
 from service.media.inline import decode_inline
 from service.media.medium import Medium
 from service.media.model_bounds import ModelBounds
@@ -34,8 +35,8 @@ LOW_DETAIL_PIXELS = 512 * 512
 class Fetcher(Protocol):
     """Gets files from elsewhere."""
 
-    async def fetch_all(self, urls: Sequence[tuple[str, str]]) -> list[bytes]:
-        """Fetch a request's (url, param) pairs side by side, in their order."""
+    async def fetch_all(self, files: Sequence[RemoteFile]) -> list[bytes]:
+        """Fetch a request's files side by side, in their order."""
         ...
 
 
@@ -122,7 +123,7 @@ class MediaIntake:
                     assert_never(part.source)
             budget.take_bytes(len(contents[place]), part.param, part.kinds)
         fetched = await self._fetcher.fetch_all(
-            [(_url(parts[place]), parts[place].param) for place in remote]
+            [RemoteFile(_url(each), each.param, each.kinds) for each in map(parts.__getitem__, remote)]
         )
         for place, content in zip(remote, fetched, strict=True):
             budget.take_bytes(len(content), parts[place].param, parts[place].kinds)

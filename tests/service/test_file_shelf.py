@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from service.errors import NotFound, RequestInvalid, StorageFull, TooLarge
@@ -28,7 +29,7 @@ def shelf(tmp_path) -> FileShelf:
 @pytest.fixture
 def shelf_of(tmp_path):
     def make(**settings: int) -> FileShelf:
-        return FileShelf(tmp_path / "files", FileSettings(**settings))
+        return FileShelf(tmp_path / "files", msgspec.convert(settings, FileSettings))
 
     return make
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from service.errors import ImageFetchTimeout, ServiceError
 from service.media.budget import MediaLimits
-from service.media.fetch import Fetcher
+from service.media.fetch import Fetcher, RemoteFile
 from service.media.fetch_settings import FetchSettings
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
@@ -118,14 +118,15 @@ def settings_for(*origins: Origin, **settings: object) -> FetchSettings:
         "fetch_ports": tuple(each.port for each in origins) or (80, 443),
         **settings,
     }
-    return FetchSettings(**chosen)  # type: ignore[arg-type]
+    return FetchSettings(**chosen)
 
 
 async def fetch(settings: FetchSettings, *urls: str, resolver=None) -> list[bytes]:
     with contextlib.closing(
         Fetcher(settings, LIMITS, resolver) if resolver else Fetcher(settings, LIMITS)
     ) as fetcher:
-        return await fetcher.fetch_all([(url, f"images[{i}]") for i, url in enumerate(urls)])
+        files = [RemoteFile(url, f"images[{i}]") for i, url in enumerate(urls)]
+        return await fetcher.fetch_all(files)
 
 
 async def refusal(settings: FetchSettings, *urls: str, resolver=None) -> ServiceError:
@@ -510,6 +511,17 @@ async def test_an_endless_body_is_cut_at_the_limit(origin, chunked):
     error = await refusal(settings_for(origin), origin.url("/endless"))
 
     assert (error.status, error.code) == (413, "image_too_large")
+
+
+async def test_how_large_a_file_may_be_depends_on_what_its_field_takes(origin):
+    origin.answers["/file"] = replied(bytes(120_000))
+    with contextlib.closing(Fetcher(settings_for(origin), LIMITS)) as fetcher:
+        document = RemoteFile(origin.url("/file"), "file", ("document",))
+        with pytest.raises(ServiceError) as error:
+            await fetcher.fetch_all([document, document._replace(kinds=("image",))])
+
+        assert error.value.code == "image_too_large"
+        assert await fetcher.fetch_all([document]) == [bytes(120_000)]
 
 
 async def test_pictures_that_are_legal_alone_are_refused_together(origin):
