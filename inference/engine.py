@@ -53,7 +53,7 @@ _log = structlog.get_logger()
 class Engine:
     """Owns scheduler, runner and sampler, and the requests between them.
 
-    gate: who may add; the only part that other threads may call.
+    gate: who may add; the only part that other threads may call. last_step: what `step` ran.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Engine:
         self._compiling: list[tuple[Future[CompiledGrammar], Request]] = []
         self._next_deadline = math.inf
         self._encode_seconds = 0.0
+        self.last_step: Step | None = None
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_deadlines_exceeded = 0
@@ -148,9 +149,11 @@ class Engine:
         self._enqueue_compiled()
         self._end_overdue()
         self._give_up_displaced()
+        self.last_step = None
         if not self._isolate():
             step = self.scheduler.schedule()
             if step.chunks:
+                self.last_step = step
                 self._note_beginnings(step)
                 self._run_timed(step)
                 self._num_steps += 1
@@ -283,7 +286,7 @@ class Engine:
             self.runner.release_memory()
             if len(step.chunks) == 1:
                 request = step.chunks[0].sequence.request
-                _log.warning("request ran out of memory", request_id=request.request_id)
+                _log.warning("request ran out of memory", **request.names)
                 self._answers.give_up(request, RefusalCode.OUT_OF_MEMORY)
                 return
             for part in step.parts():

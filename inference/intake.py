@@ -41,6 +41,7 @@ def make_request(
         weight=ticket.weight,
         deadline=ticket.deadline,
         is_suspect=generate.is_suspect,
+        traceparent=generate.traceparent,
     )
     indices = generate.sequence_indices or range(generate.num_sequences)
     prefixes = generate.output_prefixes or [[]] * generate.num_sequences

@@ -14,7 +14,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from inference.config import EngineConfig
+from inference.ledger import Place, Slab, private_slab
 from inference.log import LogConfig, configure_logging
+from inference.metrics import EngineMetrics
 from inference.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -45,9 +47,17 @@ _POLL_SECONDS = 0.005
 
 
 def run_inference(
-    control: Connection, *, config: EngineConfig, address: str, authkey: bytes, logging: LogConfig
+    control: Connection,
+    *,
+    config: EngineConfig,
+    address: str,
+    authkey: bytes,
+    logging: LogConfig,
+    place: Place | None = None,
 ) -> None:
     """Serve web workers at `address` until told to stop; the spawned child's entry.
+
+    place: in the ledger, for what is counted here; None counts for nobody.
 
     Returns when stopped or when the start failed for a reason that a restart would not mend; any
     other fault ends the process with a traceback.
@@ -78,7 +88,7 @@ def run_inference(
         engine.gate.admit,
     )
     supervisor.tell(Started())
-    _serve(engine, mailbox, supervisor)
+    _serve(engine, mailbox, supervisor, EngineMetrics(Slab(place) if place else private_slab()))
     mailbox.close()
     engine.close()
 
@@ -90,20 +100,25 @@ def check_model(config: EngineConfig) -> "ModelCheck":
     return model_check.check_model(config, lambda stage: None)
 
 
-def _serve(engine: "Engine", mailbox: "Mailbox", supervisor: "_Supervisor") -> None:
+def _serve(
+    engine: "Engine", mailbox: "Mailbox", supervisor: "_Supervisor", metrics: EngineMetrics
+) -> None:
+    _count(engine, metrics)
     next_beat = 0.0
     while not supervisor.stop_is_due(has_work=engine.has_work):
         now = time.monotonic()
         if now >= next_beat:
             supervisor.tell(Heartbeat())
-            mailbox.broadcast(engine.stats())
+            stats = engine.stats()
+            mailbox.broadcast(stats)
+            metrics.note(stats, engine.scheduler.blocks.num_usable)
             next_beat = now + HEARTBEAT_SECONDS
         if supervisor.is_stopping:
             engine.gate.drain()
         for letter in mailbox.receive(_idle_seconds(engine)):
             _read(letter, engine)
         if engine.has_work:
-            _deliver(engine, mailbox)
+            _deliver(engine, mailbox, metrics)
 
 
 def _idle_seconds(engine: "Engine") -> float:
@@ -127,10 +142,26 @@ def _read(letter: "Letter", engine: "Engine") -> None:
             engine.take(owner, message)
 
 
-def _deliver(engine: "Engine", mailbox: "Mailbox") -> None:
+def _count(engine: "Engine", metrics: EngineMetrics) -> None:
+    """Count the last step, before anybody hears of it."""
+    scheduler, step = engine.scheduler, engine.last_step
+    metrics.preemptions.follow(scheduler.num_preemptions)
+    block_size = engine.limits.block_size
+    metrics.prefix_cache_queries.follow(scheduler.prefix_cache_queries * block_size)
+    metrics.prefix_cache_hits.follow(scheduler.prefix_cache_hits * block_size)
+    metrics.embedding_cache_queries.follow(scheduler.embedding_cache_queries)
+    metrics.embedding_cache_hits.follow(scheduler.embedding_cache_hits)
+    if step is not None:
+        num_sequences = len(step.decodes) + len(step.prefills)
+        metrics.note_step(num_sequences, len(step.decodes) + step.num_prefill_tokens)
+
+
+def _deliver(engine: "Engine", mailbox: "Mailbox", metrics: EngineMetrics) -> None:
     """Run a step; what it brought goes out as one frame per worker."""
     deltas: dict[Owner, list[Delta]] = {}
-    for owner, message in engine.step():
+    outputs = engine.step()
+    _count(engine, metrics)
+    for owner, message in outputs:
         if isinstance(message, Delta):
             deltas.setdefault(owner, []).append(message)
         elif isinstance(message, Isolated):

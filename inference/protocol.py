@@ -155,6 +155,7 @@ class Generate(
         goes on behind them. Empty for a fresh request.
     is_replay: an engine that was lost had taken it; no quota is charged again.
     is_suspect: on board when engines were lost, more than once; runs alone, after `Isolated`.
+    traceparent: the W3C name of the request's span, for log lines; empty is none.
     """
 
     request_id: str
@@ -171,6 +172,7 @@ class Generate(
     output_prefixes: list[list[int]] = []
     is_replay: bool = False
     is_suspect: bool = False
+    traceparent: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel", forbid_unknown_fields=True):

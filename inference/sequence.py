@@ -44,6 +44,7 @@ class Request:
     account's sequences are served and, reversed, preempted; lower goes first. priority: its class,
     part of the rank. weight: the account's share.
     arrival_time, deadline: on the engine's clock. is_suspect: runs while nothing else does.
+    traceparent: the W3C name of its span, or empty.
     """
 
     owner: Owner
@@ -60,12 +61,21 @@ class Request:
     weight: float = 1.0
     deadline: float = math.inf
     is_suspect: bool = False
+    traceparent: str = ""
     sequences: "list[Sequence]" = field(default_factory=list["Sequence"])
 
     @property
     def is_finished(self) -> bool:
         """All its sequences have ended."""
         return all(s.state is SequenceState.FINISHED for s in self.sequences)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a log line about it says, so that the web side's lines about it can be found."""
+        names = {"request_id": self.request_id}
+        if self.traceparent:
+            names["trace_id"] = self.traceparent.split("-")[1]
+        return names
 
 
 @dataclass(slots=True, eq=False)

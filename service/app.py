@@ -1,10 +1,12 @@
 """The Litestar application: routes, handlers of errors, lifespan. Wiring only."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import structlog
 from litestar import Litestar, Response
 from litestar.exceptions import HTTPException
@@ -22,14 +24,20 @@ from service.file_store import FileStore
 from service.media.fetch import Fetcher
 from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
+from service.metrics.worker_metrics import WorkerMetrics
 from service.request_log import RequestLog, record_of
 from service.routes.docs import docs_handlers
 from service.routes.files import FileRoutes
 from service.routes.health import HealthRoutes
+from service.routes.metrics import MetricsRoutes
 from service.routes.models import ModelRoutes
 from service.routes.native import NATIVE_ENVELOPE, AnyRequest, NativeRoutes
 from service.routes.openai_chat import OpenAIRoutes
+from service.routes.playground import playground_handlers
+from service.routes.preview import PreviewRoutes
 from service.routes.tokens import TokenRoutes
+from service.tracing.request_trace import Tracer
+from service.tracing.settings import tracing_is_installed, tracing_is_wanted
 from service.validation import json_too_deep
 
 logger = structlog.get_logger()
@@ -41,18 +49,24 @@ _error_replies = ErrorReplies(
 
 
 def create_app(
-    settings: Settings, engine: ConnectedEngine, pool: ImagePool, files: FileStore
+    settings: Settings,
+    engine: ConnectedEngine,
+    pool: ImagePool,
+    files: FileStore,
+    metrics: WorkerMetrics | None = None,
 ) -> Litestar:
     """Make one worker's application.
 
     engine, pool: entered and left by the caller, around the application's own life. files: shared
-    with the other workers.
+    with the other workers. metrics: None counts for this application alone.
     """
+    metrics = metrics or WorkerMetrics(settings=settings.metrics)
+    tracer = _tracer(settings)
     fetcher = Fetcher(settings.fetch, settings.media)
     chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, files))
+    health = HealthRoutes(chat)
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
-    health = HealthRoutes(chat)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
@@ -64,6 +78,8 @@ def create_app(
             yield
             tasks.cancel_scope.cancel()
         fetcher.close()
+        if tracer is not None:
+            await anyio.to_thread.run_sync(tracer.close)
 
     app = _Application(
         route_handlers=[
@@ -74,7 +90,9 @@ def create_app(
             *PreviewRoutes(chat, settings).handlers(),
             *health.handlers(),
             *FileRoutes(files, settings).handlers(),
+            *MetricsRoutes(chat, metrics.slab.ledger, settings).handlers(),
             *docs_handlers(),
+            *playground_handlers(),
         ],
         exception_handlers={
             ServiceError: _tell,
@@ -88,12 +106,15 @@ def create_app(
         logging_config=None,
     )
     app.state.chat = chat  # the worker waits for it before it says that it is ready
+    app.state.health = health  # the worker tells it of the end
     # Around the router, not a route's middleware: unknown paths are guarded, get an id and a log
     # line as well.
     guard = Guard(app.asgi_handler, keys, access, settings.connections, _error_replies.reply)
-    app.state.health = health  # the worker tells it of the end
     app.asgi_handler = RequestLog(
-        Cors(guard, access.cors_origins) if access.cors_origins else guard
+        Cors(guard, access.cors_origins) if access.cors_origins else guard,
+        metrics,
+        frozenset(route.path for route in app.routes),
+        tracer,
     )
     return app
 
@@ -104,6 +125,18 @@ class _Application(Litestar):
         # They serve pydantic and attrs. Others bring pydantic into the environment, and loading it
         # would cost every worker 10 MB.
         return plugins
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    if not tracing_is_wanted(settings.tracing, os.environ):
+        return None
+    if not tracing_is_installed():
+        logger.warning("tracing_not_installed", extra="otel")
+        return None
+    # It brings five libraries, which a service without traces need not load.
+    from service.tracing.opentelemetry_tracer import OpenTelemetryTracer
+
+    return OpenTelemetryTracer(settings.tracing)
 
 
 def _tell(request: AnyRequest, error: ServiceError) -> Response[bytes]:

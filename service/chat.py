@@ -36,6 +36,8 @@ from service.prompt import Prompt, PromptBuilder
 from service.request_log import RequestRecord
 from service.stages import milliseconds
 
+_ENDS_BY_ITSELF = (FinishReason.STOP, FinishReason.LENGTH)
+
 logger = structlog.get_logger()
 
 
@@ -141,11 +143,13 @@ class Chat:
         checkpoint = await self._current_checkpoint()
         parts = conversation.media
         media = await self._intake.take_in(parts, checkpoint.bounds, record) if parts else []
+        record.enter("prompt")
         started_at = time.perf_counter()
         prompt = await checkpoint.prompts.build_async(
             conversation.messages, media, conversation.tools
         )
         record.stages.prompt = milliseconds(time.perf_counter() - started_at)
+        record.model_name = checkpoint.model.name
         visions = [_vision(sight) for sight in sights_of(media)]
         if visions:
             record.facts["num_images"] = len(visions)
@@ -245,6 +249,7 @@ class Exchange:
         self.finishes: dict[int, AnswerFinish] = {}
         self._admissions: dict[int, Admission] = {}
         self._num_delivered = 0
+        self._token_times: dict[int, float] = {}
 
     @property
     def prepared(self) -> Prepared:
@@ -272,6 +277,8 @@ class Exchange:
         sampling = self._sampling(prompt)
         request_id = self._chat.take_id(self._record.request_id)
         caller = self._record.caller
+        self._record.engine_id = request_id
+        self._record.enter("queued")
         started_at = time.perf_counter()
         try:
             request = Generate(
@@ -285,6 +292,7 @@ class Exchange:
                 caller=caller.name,
                 quota=quota_of(caller),
                 deadline_seconds=self._deadline and self._deadline.seconds_left,
+                traceparent=self._record.traceparent,
             )
             growing = answer(
                 self._chat.engine, request, self._conversation.stop, prepared.vocabulary
@@ -292,8 +300,8 @@ class Exchange:
             async with aclosing(growing):
                 async for delta in growing:
                     if "first_token_ms" not in self._record.facts:
-                        self._note_first_token(started_at)
-                    self._num_delivered += len(delta.token_ids)
+                        self._note_first_delta(delta, started_at)
+                    self._note_tokens(delta)
                     if delta.admission is not None:
                         self._note_admission(delta.index, delta.admission)
                     if delta.finish is not None:
@@ -307,6 +315,7 @@ class Exchange:
                 self._deadline.spent = self._spent()
             self.inference_seconds = time.perf_counter() - started_at
             self._note_facts()
+            self._note_work()
 
     async def texts(self) -> list[str]:
         """Do the work and give every answer whole, in the order of their indexes."""
@@ -326,8 +335,26 @@ class Exchange:
         grammar = self._conversation.output.grammar(prompt.opens_reasoning) or sampling.grammar
         return msgspec.structs.replace(sampling, max_tokens=max_tokens, grammar=grammar)
 
-    def _note_first_token(self, started_at: float) -> None:
-        self._record.facts["first_token_ms"] = milliseconds(time.perf_counter() - started_at)
+    def _note_tokens(self, delta: AnswerDelta) -> None:
+        """Count tokens as they come, and the time since those before them."""
+        if not delta.token_ids:
+            return
+        now, metrics = time.perf_counter(), self._record.metrics
+        before = self._token_times.get(delta.index)
+        if before is not None:
+            metrics.between_tokens(now - before, len(delta.token_ids))
+        self._token_times[delta.index] = now
+        self._num_delivered += len(delta.token_ids)
+        metrics.tokens(len(delta.token_ids))
+
+    def _note_first_delta(self, delta: AnswerDelta, started_at: float) -> None:
+        record, now = self._record, time.perf_counter()
+        record.facts["first_token_ms"] = milliseconds(now - started_at)
+        if delta.finish is None or delta.finish.reason in _ENDS_BY_ITSELF:
+            record.enter("decode")
+            record.metrics.first_token(now - record.started_at)
+        elif delta.admission is not None:
+            record.enter("prefill")
 
     def _note_admission(self, index: int, admission: Admission) -> None:
         self._admissions[index] = admission
@@ -340,6 +367,10 @@ class Exchange:
 
     def _note_finish(self, index: int, finish: AnswerFinish) -> None:
         self.finishes[index] = finish
+        self._record.metrics.answer(finish)
+        ends_by_itself = finish.reason in _ENDS_BY_ITSELF
+        if ends_by_itself and len(self.finishes) == self._conversation.num_answers:
+            self._record.enter("sending")
         if index == 0:
             self._record.stages.decode = milliseconds(finish.decode_seconds)
             self._record.facts["finish_reason"] = str(finish.reason)
@@ -357,6 +388,18 @@ class Exchange:
         # Answers that did not end, because the client left, were work all the same.
         facts["output_tokens"] = max(usage.num_output_tokens, self._num_delivered)
         facts["inference_ms"] = milliseconds(self.inference_seconds)
+
+    def _note_work(self) -> None:
+        if not self._admissions:
+            return  # the engine did nothing for it
+        usage, record = self.usage, self._record
+        for vision in self.prepared.visions:
+            record.metrics.image(vision.height * vision.width)
+        num_output_tokens = max(usage.num_output_tokens, self._num_delivered)
+        record.metrics.tokens(num_output_tokens - self._num_delivered)  # those that end an answer
+        record.metrics.work_done(
+            usage, num_output_tokens, self.inference_seconds, record.caller.name
+        )
 
 
 def _load_checkpoint(model: ModelFacts) -> _Checkpoint:

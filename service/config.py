@@ -18,6 +18,8 @@ from service.connection_limits import ConnectionLimits
 from service.file_settings import FileSettings
 from service.media.budget import MediaLimits
 from service.media.fetch_settings import FetchSettings
+from service.metrics.settings import MetricsSettings
+from service.tracing.settings import TracingSettings
 
 ThreadWait: TypeAlias = Literal["auto", "passive", "bounded", "active"]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
@@ -83,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     media: MediaLimits = MediaLimits()
     access: AccessSettings = AccessSettings()
     connections: ConnectionLimits = ConnectionLimits()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def num_workers(self) -> int:

@@ -35,6 +35,7 @@ from inference.protocol import (
 from service.engine_link import EngineLink, Line, Listener
 from service.engine_request import EngineRequest, ProtocolViolation
 from service.errors import EngineUnavailable, Overloaded, RequestInvalid, ServiceError
+from service.metrics.worker_metrics import WorkerMetrics
 from service.refusals import RETRY_AFTER_SECONDS, error_of_refusal
 
 _log = structlog.get_logger()
@@ -70,10 +71,12 @@ class EngineClient:
         address: str,
         authkey: bytes,
         replay: ReplayPolicy = ReplayPolicy(),  # noqa: B008
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._address = address
         self._authkey = authkey
         self._replay = replay
+        self._metrics = metrics or WorkerMetrics()
         self._requests: dict[str, EngineRequest] = {}
         self._line: Line | None = None
         self._ready = asyncio.Event()
@@ -229,8 +232,9 @@ class EngineClient:
     def _deliver(self, line: Line, deltas: list[Delta]) -> None:
         for delta in deltas:
             record = self._requests.get(delta.request_id)
-            if record is None:
-                continue  # cancelled while this was under way
+            if record is None:  # cancelled while this was under way
+                self._metrics.heard_late(delta)
+                continue
             try:
                 record.add(delta)
             except ProtocolViolation as violation:
@@ -300,6 +304,8 @@ class EngineClient:
                 return
             if not record.is_aboard:
                 record.is_aboard = self._line.post(record.message(), bounded=False)
+                if record.is_aboard and record.num_losses > 0:
+                    self._metrics.replayed()
 
     def _failed(self) -> None:
         self.has_failed = True

@@ -28,6 +28,11 @@ class StageTimes(msgspec.Struct, kw_only=True, omit_defaults=True):
         float | None, Meta(description="Since the request's arrival, everything included.")
     ] = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing took place yet."""
+        return next(self._measured(), None) is None
+
     def facts(self) -> dict[str, float]:
         """Name the stages for the log line, which has a key of its own for the total."""
         return {f"{name}_ms": time for name, time in self._measured() if name != "total"}

@@ -22,6 +22,7 @@ import structlog
 from setproctitle import setproctitle
 
 from inference.config import EngineConfig
+from inference.ledger import Place
 from inference.log import LogConfig, configure_logging
 from inference.protocol import Heartbeat, Progress, ReplaceMe, Started, StartFailed, Stop
 from service.child import Child
@@ -35,6 +36,7 @@ from service.foothold import (
     received_signals,
     runtime_folder,
 )
+from service.metrics.process_metrics import ProcessMetrics
 from service.restart_budget import RestartBudget
 from service.succession import Succession
 from service.threads import plan_threads, variables_set
@@ -55,6 +57,7 @@ class WorkerArguments(TypedDict):
     socket: socket.socket
     address: str
     authkey: bytes
+    place: Place
 
 
 class InferenceArguments(TypedDict):
@@ -64,6 +67,7 @@ class InferenceArguments(TypedDict):
     address: str
     authkey: bytes
     logging: LogConfig
+    place: Place
 
 
 class Entries(NamedTuple):
@@ -130,6 +134,8 @@ class _Supervisor:
         self._names = [_INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
         self._children: dict[str, Child] = {}
         self._succession = Succession()
+        self._metrics = ProcessMetrics(self._names)
+        self._places: dict[Child, Place] = {}
         self._had_terminal = has_terminal()
         self._is_stopping = False
         self._starts_at = dict.fromkeys(self._names, 0.0)
@@ -163,6 +169,7 @@ class _Supervisor:
                     return
 
     def _look_after(self) -> None:
+        self._metrics.note_memory()
         dead = [child for child in self._everyone() if child.exit_code is not None]
         self._read_messages()  # the last words of the dead among them
         self._end_the_overdue()
@@ -197,6 +204,12 @@ class _Supervisor:
             log.info("successor_started", child=name, pid=successor.pid)
 
     def _start(self, name: str) -> Child:
+        place = self._metrics.lease()
+        child = self._start_at(place, name)
+        self._places[child] = place
+        return child
+
+    def _start_at(self, place: Place, name: str) -> Child:
         log_config = _log_config(self._settings, name)
         if name != _INFERENCE:
             arguments = WorkerArguments(
@@ -204,6 +217,7 @@ class _Supervisor:
                 socket=self._listener,
                 address=self._address,
                 authkey=self._authkey,
+                place=place,
             )
             return Child(log_config, self._entries.worker, arguments)
         # A killed engine leaves its socket's name behind.
@@ -216,6 +230,7 @@ class _Supervisor:
                 address=self._address,
                 authkey=self._authkey,
                 logging=log_config,
+                place=place,
             )
             return Child(log_config, self._entries.inference, arguments)
 
@@ -300,6 +315,7 @@ class _Supervisor:
     def _bury(self, child: Child) -> None:
         """Take an ended process out, and see that its place is filled as long as it must be."""
         child.reap()
+        self._metrics.release(self._places.pop(child))
         is_expected = child.leaves_by < math.inf
         tell = log.info if is_expected else log.warning
         tell("process_ended", child=child.name, pid=child.pid, status=child.exit_code)
@@ -314,6 +330,7 @@ class _Supervisor:
         elif not is_expected and (child.name == _INFERENCE or not self._is_stopping):
             # While workers still finish their requests, an engine is needed for them.
             pause_seconds = self._pause_before_restart(child)
+            self._metrics.restarts(child.name)
             self._starts_at[child.name] = time.monotonic() + pause_seconds
 
     def _pause_before_restart(self, child: Child) -> float:

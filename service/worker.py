@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import threading
+from multiprocessing import current_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ import anyio
 import uvicorn
 from litestar import Litestar
 
+from inference.ledger import Place, Slab
 from inference.protocol import (
     FrameError,
     Heartbeat,
@@ -35,6 +37,7 @@ from service.file_store import FileStore
 from service.heap import return_freed_memory
 from service.http_protocol import protocol_with
 from service.media.pool import ImagePool
+from service.metrics.worker_metrics import WorkerMetrics
 from service.web_server import WebServer
 
 _HEARTBEAT_SECONDS = 1.0
@@ -49,10 +52,12 @@ def run_worker(
     address: str,
     authkey: bytes,
     control: Connection,
+    place: Place | None = None,
 ) -> None:
     """Serve until the supervisor or a SIGTERM says stop, then finish what runs and return.
 
     socket: already listening, shared with the other workers. address, authkey: the engine's.
+    place: in the ledger, for what is counted here; None counts for this worker alone.
     """
     return_freed_memory()
     # Prompts are small and many: threads for each would only take cores from the engine.
@@ -60,15 +65,17 @@ def run_worker(
 
     async def serve() -> None:
         pool = ImagePool(settings.media, num_processes=settings.num_image_processes)
-        async with EngineClient(address, authkey) as engine:
+        metrics = WorkerMetrics(place and Slab(place), settings.metrics, current_process().name)
+        async with EngineClient(address, authkey, metrics=metrics) as engine:
             # Beside the engine's socket is the folder that all workers share.
             files = FileStore(settings.files, Path(address).parent / "files")
-            app = create_app(settings, engine, pool, files)
+            app = create_app(settings, engine, pool, files, metrics)
             server = WebServer(_uvicorn_config(settings, app), app.state.health.note_stop)
             _obey(server, settings.drain_seconds, control)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_report_ready, server, pool, app.state.chat, control)
                 tasks.start_soon(_report_life, server, engine, settings, control)
+                tasks.start_soon(_note_memory, metrics)
                 await server.serve(sockets=[socket])
                 tasks.cancel_scope.cancel()
             pool.close()
@@ -137,6 +144,12 @@ async def _report_life(
             next_share = server.num_answered + (share or 0)  # if no successor gets ready
         await anyio.sleep(_HEARTBEAT_SECONDS)
     server.leave(Stop(drain_seconds=settings.drain_seconds))
+
+
+async def _note_memory(metrics: WorkerMetrics) -> None:
+    while True:
+        metrics.note_memory()
+        await anyio.sleep(_HEARTBEAT_SECONDS)
 
 
 def _jittered(share: int) -> float:

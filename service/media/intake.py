@@ -83,16 +83,14 @@ class MediaIntake:
         for part in parts:
             budget.take_image(part.param)
         own_bounds = [_own_bounds(part, bounds.images) for part in parts]
-        started_at = time.perf_counter()
         files = await self._gather(parts, budget, record)
+        record.enter("decoding")
         gathered_at = time.perf_counter()
         wanted = [
             _Wanted(part, file, self._recognise(part, file), own)
             for part, file, own in zip(parts, files, own_bounds, strict=True)
         ]
         media = await self._decode(wanted, bounds.video)
-        if any(isinstance(part.source, Remote) for part in parts):
-            record.stages.image_fetch = milliseconds(gathered_at - started_at)
         record.stages.image_decode = milliseconds(time.perf_counter() - gathered_at)
         return media
 
@@ -122,13 +120,23 @@ class MediaIntake:
                 case _:
                     assert_never(part.source)
             budget.take_bytes(len(contents[place]), part.param, part.kinds)
-        fetched = await self._fetcher.fetch_all(
-            [RemoteFile(_url(each), each.param, each.kinds) for each in map(parts.__getitem__, remote)]
-        )
+        fetched = await self._fetch([parts[place] for place in remote], record)
         for place, content in zip(remote, fetched, strict=True):
             budget.take_bytes(len(content), parts[place].param, parts[place].kinds)
             contents[place] = content
         return [EncodedFile(contents[place], part.param) for place, part in enumerate(parts)]
+
+    async def _fetch(self, parts: Sequence[MediaPart], record: RequestRecord) -> list[bytes]:
+        if not parts:
+            return []
+        record.enter("fetching")
+        started_at = time.perf_counter()
+        try:
+            return await self._fetcher.fetch_all(
+                [RemoteFile(_url(part), part.param, part.kinds) for part in parts]
+            )
+        finally:
+            record.stages.image_fetch = milliseconds(time.perf_counter() - started_at)
 
     async def _decode_inline(
         self, parts: dict[int, MediaPart], budget: MediaBudget
