@@ -71,7 +71,7 @@ def choose(page, *files: tuple[str, str, bytes]) -> None:
 
 
 def ask(page, question: str) -> None:
-    page.get_by_label("Question").fill(question)
+    page.get_by_role("textbox", name="Question").fill(question)
     page.get_by_role("button", name="Ask", exact=True).click()
 
 
@@ -96,7 +96,7 @@ def test_chosen_picture_is_answered_and_can_be_removed(open_page):
     expect(page.locator("#model")).to_have_text("Model: demo")
     choose(page, ("one.png", "image/png", drawn("blue")), ("two.png", "image/png", drawn("red")))
     page.get_by_role("button", name="Remove one.png").click()
-    page.get_by_label("Question").fill("What is in this image?")
+    page.get_by_role("textbox", name="Question").fill("What is in this image?")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answer")).to_have_text("a red circle")
 

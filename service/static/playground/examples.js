@@ -1,5 +1,8 @@
 // Questions to click that the demo model answers; their pictures are drawn here.
 
+const SIDE = 224;
+const SHADES = { red: "#ff0000", green: "#00a000", blue: "#0000ff", yellow: "#ffe000", orange: "#ff8000", purple: "#8000a0" };
+
 export const EXAMPLES = [
   { title: "A red circle", question: "What is in this image?", pictures: [["circle.png", shape("red", "circle")]] },
   { title: "Find it", question: "Locate the blue square.", pictures: [["square.png", shape("blue", "square", 76, 140)]] },
@@ -15,9 +18,6 @@ export const EXAMPLES = [
 export async function picturesOf(example) {
   return Promise.all(example.pictures.map(([name, draw]) => render(name, draw)));
 }
-
-const SIDE = 224;
-const SHADES = { red: "#ff0000", green: "#00a000", blue: "#0000ff", yellow: "#ffe000", orange: "#ff8000", purple: "#8000a0" };
 
 function render(name, draw) {
   const canvas = document.createElement("canvas");
