@@ -11,6 +11,8 @@ from typing import NamedTuple
 # A step counts this much against those of its size before it.
 _WEIGHT = 0.2
 _FORGOTTEN_AFTER_SECONDS = 60.0
+# Of a mixed step, for its prompts: one step may be quicker than such steps are on average.
+_LEAST_SHARE = 0.1
 
 
 class _Point(NamedTuple):
@@ -84,8 +86,8 @@ class Pace:
             return
         # Both kinds ran in one pass: the decodes' part is what they take without the others.
         decoding = self._decode.predict(num_decodes, now) if num_decodes else None
-        least = seconds * num_prefill_tokens / (num_prefill_tokens + num_decodes)
-        self._prefill.learn(num_prefill_tokens, max(seconds - (decoding or 0.0), least), now)
+        prefill = max(seconds - (decoding or 0.0), _LEAST_SHARE * seconds)
+        self._prefill.learn(num_prefill_tokens, prefill, now)
 
     def learn_encoding(self, num_patches: int, seconds: float, now: float) -> None:
         """Take in the time to encode pictures of so many patches together."""
