@@ -87,3 +87,35 @@ def test_check_explains_settings_model_memory_and_threads():
     assert "OMP_NUM_THREADS=1, as set" in told.stdout
     assert all(title in told.stdout for title in ("model:", "memory:", "processes:"))
     assert told.stdout.endswith("problems:\n  none\n")
+
+
+def test_a_key_is_printed_once_and_only_its_hash_is_kept(tmp_path):
+    file = tmp_path / "keys.toml"
+    told = loupe("keys", "add", "alice", "--admin", LOUPE_API_KEYS=str(file))
+    again = loupe("keys", "add", "bob", "--tenant", "team-a", "--api-keys", str(file))
+
+    keys = [told.stdout.strip(), again.stdout.strip()]
+    assert (told.returncode, again.returncode) == (0, 0)
+    assert all(key.startswith("loupe_") and "\n" not in key for key in keys)
+    assert file.read_text().count("[[keys]]") == 2
+    assert not any(key in file.read_text() + told.stderr + again.stderr for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["keys"], ["ACTION"], id="no-action"),
+        pytest.param(["keys", "add", "alice"], ["--api-keys", "LOUPE_API_KEYS"], id="no-file"),
+        pytest.param(["keys", "add", "a b", "--api-keys", "x"], ["name"], id="bad-name"),
+        pytest.param(["serve", "--api-keys", "/no/such"], ["/no/such"], id="serve-without-it"),
+        pytest.param(
+            ["serve", "--cors-origins", "*"], ["--cors-origins"], id="every-origin-is-none"
+        ),
+    ],
+)
+def test_a_mistake_about_keys_ends_with_status_2(arguments, words):
+    told = loupe(*arguments)
+
+    assert told.returncode == 2
+    assert all(word in told.stderr for word in words)
+    assert "Traceback" not in told.stderr
