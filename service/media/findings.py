@@ -1,5 +1,8 @@
 """What a decoder process's finding means for the client: an error, its status and its words."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+
 from service.errors import ClientError, ImageRefused, TooLarge
 from service.media.budget import MediaLimits
 from service.media.decoder_messages import DecoderRequest, Refused, Render, Sample
@@ -44,7 +47,7 @@ def to_error(finding: Refused, limits: MediaLimits, param: str) -> ClientError:
                 f"frames and take {limits.max_video_cpu_seconds} s to decode."
             )
         case Refusal.FORMAT_UNSUPPORTED:
-            names = ", ".join(name.upper() for name in limits.formats)
+            names = ", ".join(name.upper() for name in _readable(limits.formats))
             message = f"The image's format is not supported; supported are {names}."
             return ImageRefused(refusal, message, param=param)
         case _:
@@ -62,3 +65,8 @@ def blame(request: DecoderRequest, *, out_of_time: bool) -> Refused:
             return Refused(refusal=too_long)
         case _:
             return Refused(refusal=Refusal.INVALID)
+
+
+def _readable(formats: Sequence[str]) -> list[str]:
+    """Leave out what the settings allow and the installation cannot."""
+    return [name for name in formats if name != "heic" or find_spec("pillow_heif") is not None]

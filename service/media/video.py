@@ -96,12 +96,13 @@ def sample(encoded: bytes, source: VideoSource, bounds: VideoBounds) -> SampledV
     except Exception as error:  # hostile bytes make the library raise nearly anything
         raise MediumRefused(Refusal.VIDEO_INVALID) from error
     shown += shown[-1:] * (-len(shown) % bounds.temporal_factor)
+    pixels = b"".join(shown)
     height, width = frames.size
     return SampledVideo(
         num_frames=len(shown),
         height=height,
         width=width,
-        pixels=(pixels := b"".join(shown)),
+        pixels=pixels,
         content_hash=_content_hash(len(shown), height, width, pixels),
         timestamps=tuple(patch_times(indices, timeline.frame_rate, bounds.temporal_factor)),
         source_height=frames.source_size[0],
@@ -226,15 +227,14 @@ def _decode(
     Raises:
         MediumRefused: VIDEO_INVALID if too many are broken.
     """
+    times = frozenset(wanted)
     found: dict[int, bytes] = {}
-    for frame in _decoded(packets, stream, frozenset(wanted)):
-        if frame.pts is not None and frame.pts in set(wanted) and frame.pts not in found:
+    for frame in _decoded(packets, stream, times):
+        if frame.pts is not None and frame.pts in times and frame.pts not in found:
             found[frame.pts] = frames.pixels(frame)
-    lost = len(set(wanted) - found.keys())
-    if not found or lost > _MOST_FRAMES_LOST * len(wanted):
+    if not found or len(times - found.keys()) > _MOST_FRAMES_LOST * len(times):
         raise MediumRefused(Refusal.VIDEO_INVALID)
-    nearest = {time: min(found, key=lambda other, time=time: abs(other - time)) for time in wanted}
-    return [found[nearest[time]] for time in wanted]
+    return [found[min(found, key=lambda time, at=at: abs(time - at))] for at in wanted]
 
 
 def _decoded(
