@@ -4,6 +4,7 @@ Written for this service because its handlers read their own bodies: JSON and fo
 which the framework's generator cannot describe.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -54,7 +55,7 @@ class Reply(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One method of one path. The description may use Markdown."""
+    """One method of one path. The description may use Markdown; query: the query's fields."""
 
     method: str
     path: str
@@ -63,6 +64,7 @@ class Operation(NamedTuple):
     replies: Mapping[int, Reply]
     body: Sequence[Content] = ()
     tag: str = "native"
+    query: type[msgspec.Struct] | None = None
 
 
 def render_document(operations: Sequence[Operation], *, title: str, version: str) -> bytes:
@@ -134,9 +136,26 @@ def _operation(operation: Operation, schema_of: Mapping[type[msgspec.Struct], Sc
             for status, reply in operation.replies.items()
         },
     }
+    parameters = _parameters(operation)
+    if parameters:
+        document["parameters"] = parameters
     if operation.body:
         document["requestBody"] = {"required": True, "content": content(operation.body)}
     return document
+
+
+def _parameters(operation: Operation) -> list[Schema]:
+    """Tell what the path has in braces, and what the query may have."""
+    parameters: list[Schema] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    if operation.query is not None:
+        properties: Schema = schema_of_fields(operation.query)["properties"]
+        parameters += [
+            {"name": name, "in": "query", "schema": schema} for name, schema in properties.items()
+        ]
+    return parameters
 
 
 def _describe_errors() -> str:

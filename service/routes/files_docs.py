@@ -2,7 +2,7 @@
 
 from service.error_reply import ErrorEnvelope
 from service.openapi import Content, Operation, Reply, Schema, schema_of_fields
-from service.routes.files_schema import FileDeleted, FileList, FileObject, UploadFields
+from service.routes.files_schema import FileDeleted, FileList, FileObject, ListQuery, UploadFields
 
 _ERROR = (Content("application/json", ErrorEnvelope),)
 _FILE = (Content("application/json", FileObject),)
@@ -42,8 +42,9 @@ FILE_OPERATIONS = (
         method="GET",
         path="/v1/files",
         summary="List your files",
-        description="The newest first. The query may have `purpose`, `order` (`asc` or `desc`), "
-        "`limit` (1 to 10000) and `after`, the id of the last file of the piece before.",
+        description="The newest first, unless `order` is `asc`. `after` is the id of the last file "
+        "of the piece before.",
+        query=ListQuery,
         replies={
             200: Reply("A piece of the list.", (Content("application/json", FileList),)),
             400: Reply("The query is malformed.", _ERROR),
