@@ -43,6 +43,7 @@ def build_engine(
     path = resolve_checkpoint(config, progress)
     architecture = read_architecture(path)
     device = resolve_device(config.device)
+    config = msgspec.structs.replace(config, device=device)
     spread = config.device_map is not None
     plan = plan_memory(architecture, config, device_memory(device, spread=spread), device)
     facts = msgspec.structs.replace(
@@ -69,8 +70,8 @@ def build_engine(
     embeddings: EmbeddingCache[Tensor] = EmbeddingCache(config.embedding_cache_bytes)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_encoded_patches=config.max_num_encoded_patches,
+        max_num_batched_tokens=config.step_tokens,
+        max_num_encoded_patches=config.step_patches,
         block_size=config.block_size,
         bytes_per_visual_token=model.bytes_per_visual_token,
     )
@@ -101,9 +102,9 @@ def _limits(config: EngineConfig, plan: MemoryPlan) -> Limits:
         block_size=config.block_size,
         num_blocks=plan.num_blocks,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.step_tokens,
         max_queued_requests=config.max_queued_requests,
-        max_num_encoded_patches=config.max_num_encoded_patches,
+        max_num_encoded_patches=config.step_patches,
         max_queued_tokens=config.max_queued_tokens
         or _POOLS_OF_QUEUED_TOKENS * plan.num_blocks * config.block_size,
         max_queued_patches=config.max_queued_patches,

@@ -23,8 +23,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         pool holds one such request.
     min_pixels, max_pixels: picture area bounds after resizing; None takes the checkpoint's, with
         the upper one cut to 4 megapixels so that one picture cannot fill the context.
-    max_num_seqs: sequences that decode together. max_num_batched_tokens: prefill tokens a step.
-    max_num_encoded_patches: vision patches a step; one larger picture still runs, alone.
+    max_num_seqs: sequences that decode together.
+    max_num_batched_tokens: prefill tokens a step; None takes 896 on a CPU, where larger steps are
+        no quicker a token and others wait for them, and 2048 on a GPU.
+    max_num_encoded_patches: vision patches a step; one larger picture still runs, alone. None takes
+        2048 on a CPU, 16384 on a GPU.
     block_size: tokens a KV block.
     kv_cache_bytes: size of the KV pool; None takes what gpu_memory_utilization leaves, on a CPU at
         most 2 GiB.
@@ -48,8 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     min_pixels: Count | None = None
     max_pixels: Count | None = None
     max_num_seqs: Count = 64
-    max_num_batched_tokens: Count = 2048
-    max_num_encoded_patches: Count = 16384
+    max_num_batched_tokens: Count | None = None
+    max_num_encoded_patches: Count | None = None
     block_size: Count = 16
     kv_cache_bytes: Count | None = None
     gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
@@ -59,3 +62,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queued_patches: Count = 1024 * 1024
     max_queued_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     num_threads: Count | None = None
+
+    @property
+    def step_tokens(self) -> int:
+        """Prefill tokens of a step at most; `device` must be one that exists, not `auto`."""
+        return self.max_num_batched_tokens or (896 if self.device == "cpu" else 2048)
+
+    @property
+    def step_patches(self) -> int:
+        """Vision patches of a step at most; `device` must be one that exists, not `auto`."""
+        return self.max_num_encoded_patches or (2048 if self.device == "cpu" else 16384)

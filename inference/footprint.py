@@ -65,7 +65,7 @@ def prefill_bytes(architecture: Architecture, config: EngineConfig) -> int:
         + max(rotation, query + hidden + mlp)
     )
     token = _width(architecture, config) * elements + FLOAT32_BYTES * 2 * hidden
-    return config.max_num_batched_tokens * token
+    return config.step_tokens * token
 
 
 def vision_bytes(architecture: Architecture, config: EngineConfig) -> int:
@@ -86,7 +86,7 @@ def vision_bytes(architecture: Architecture, config: EngineConfig) -> int:
     outputs = _num_features(architecture) * vision.out_hidden_size // vision.spatial_merge_size**2
     patch = width * (2 * hidden + 2 * outputs) + max(embedding, attention, mlp)
     _, max_pixels = picture_bounds(architecture, config)
-    return max(config.max_num_encoded_patches, max_pixels // vision.patch_size**2) * patch
+    return max(config.step_patches, max_pixels // vision.patch_size**2) * patch
 
 
 def logits_bytes(architecture: Architecture, config: EngineConfig) -> int:

@@ -223,7 +223,7 @@ def _what_would_fit(
         yield "leaving --kv-cache-bytes unset"
     if plan.dtype == "float32" and fits(dtype="bfloat16"):
         yield "--dtype bfloat16"
-    tokens, patches = config.max_num_batched_tokens // 4, config.max_num_encoded_patches // 4
+    tokens, patches = config.step_tokens // 4, config.step_patches // 4
     if fits(max_num_batched_tokens=tokens, max_num_encoded_patches=patches):
         yield f"--max-num-batched-tokens {tokens} with --max-num-encoded-patches {patches}"
     rest = plan.usable_bytes - plan.working_bytes - plan.embedding_cache_bytes

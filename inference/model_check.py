@@ -41,6 +41,7 @@ def check_model(config: EngineConfig, progress: Callable[[str], None]) -> ModelC
     summary = describe(architecture)
     try:
         device = resolve_device(config.device)
+        config = msgspec.structs.replace(config, device=device)
         memory = device_memory(device, spread=config.device_map is not None)
         plan = plan_memory(architecture, config, memory, device)
     except (DeviceError, ModelTooLarge) as error:

@@ -82,7 +82,7 @@ def resized(
 def largest_step_bytes(model: Model, config: EngineConfig, facts: ModelFacts) -> int:
     """Run the largest picture, then the largest chunk, and see what they take at their peak."""
     geometry = model.text.geometry
-    num_tokens = config.max_num_batched_tokens
+    num_tokens = config.step_tokens
     num_blocks = math.ceil(num_tokens / config.block_size) + 1
     shape = KVShape(
         num_layers=geometry.num_layers,
@@ -110,6 +110,6 @@ def largest_step_bytes(model: Model, config: EngineConfig, facts: ModelFacts) ->
 
 def _largest_side(config: EngineConfig, facts: ModelFacts) -> int:
     """Side in pixels of a square that takes as many patches as one step encodes."""
-    pixels = max(facts.max_pixels, config.max_num_encoded_patches * facts.patch_size**2)
+    pixels = max(facts.max_pixels, config.step_patches * facts.patch_size**2)
     factor = facts.patch_size * facts.merge_size
     return math.isqrt(pixels) // factor * factor
