@@ -192,17 +192,22 @@ class Gate:
             return refused
         if is_memory_short:
             return _refusal(ticket, RefusalCode.OVERLOADED, _LEAST_RETRY_SECONDS)
-        wait = self._backlog.wait_seconds(ticket, now)
-        if wait is not None:
-            late = now + wait + self._backlog.own_seconds(ticket, now) - ticket.deadline
-            if late > 0:
-                return _refusal(ticket, RefusalCode.DEADLINE_UNREACHABLE, late)
+        late = self._seconds_late(ticket, now)
+        if late > 0:
+            return _refusal(ticket, RefusalCode.DEADLINE_UNREACHABLE, late)
         displaced = self._backlog.make_room(ticket, now)
         if not isinstance(displaced, list):
             return _refusal(ticket, RefusalCode.OVERLOADED, displaced)
         for other in displaced:
             other.is_displaced = self._has_displaced = True
         return None
+
+    def _seconds_late(self, ticket: Ticket, now: float) -> float:
+        """Predict how far behind its deadline a request would begin to answer."""
+        wait = self._backlog.wait_seconds(ticket, now)
+        if wait is None or ticket.deadline <= now:
+            return 0.0  # whose time is over is ended, not refused
+        return now + wait + self._backlog.own_seconds(ticket, now) - ticket.deadline
 
     def _forget_if_idle(self, name: str) -> None:
         account = self._accounts[name]
