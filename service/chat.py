@@ -15,6 +15,7 @@ from inference.protocol import (
     Admission,
     FinishReason,
     Generate,
+    Limits,
     ModelFacts,
     SamplingParams,
     Stats,
@@ -47,6 +48,11 @@ class ConnectedEngine(Engine, Protocol):
     @property
     def model(self) -> ModelFacts | None:
         """The loaded checkpoint; None until an engine was ready once."""
+        ...
+
+    @property
+    def limits(self) -> Limits | None:
+        """What the engine can hold; None until one was ready once."""
         ...
 
     @property

@@ -20,7 +20,12 @@ from service.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
 from service.routes.openai_fields import decode_request, ignored_headers
-from service.routes.openai_input import check_model, conversation_of, names_no_limit
+from service.routes.openai_input import (
+    check_model,
+    check_num_answers,
+    conversation_of,
+    names_no_limit,
+)
 from service.routes.openai_reply import Completion, CompletionChunk
 from service.routes.openai_schema import CompletionRequest
 from service.routes.openai_stream import ChunkStream, error_events
@@ -77,6 +82,7 @@ class OpenAIRoutes:
     ) -> tuple[ModelFacts, Exchange]:
         model = self._chat.model
         check_model(asked.model, model)
+        check_num_answers(asked.n, self._chat.engine.limits)
         exchange = self._chat.begin(
             conversation_of(asked, model),
             record,

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from inference.protocol import ModelFacts, SamplingParams
+from inference.protocol import Limits, ModelFacts, SamplingParams
 from service.conversation import Conversation
 from service.errors import FieldInvalid, NotFound, RequestInvalid
 from service.output_format import JSON_OBJECT, Function, NamedChoice, OutputFormat, Schema
@@ -38,6 +38,18 @@ def check_token_ids(token_ids: Collection[int], param: str, model: ModelFacts) -
     if token_ids and max(token_ids) >= model.vocab_size:
         raise FieldInvalid(
             "value_out_of_range", "The vocabulary has no such token id.", param=param
+        )
+
+
+def check_num_answers(num_answers: int | None, limits: Limits | None) -> None:
+    """Refuse more answers than the engine can write side by side.
+
+    Raises:
+        FieldInvalid: `value_out_of_range`.
+    """
+    if limits is not None and (num_answers or 1) > limits.max_num_seqs:
+        raise FieldInvalid(
+            "value_out_of_range", f"n must be at most {limits.max_num_seqs} here.", param="n"
         )
 
 

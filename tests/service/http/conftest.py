@@ -26,6 +26,7 @@ from inference.protocol import (
     Finish,
     FinishReason,
     Generate,
+    Limits,
     ModelFacts,
     Stats,
     TokenLogprob,
@@ -53,6 +54,13 @@ class ScriptedEngine:
 
     def reset(self) -> None:
         self.model: ModelFacts | None = self._facts
+        self.limits = Limits(
+            block_size=16,
+            num_blocks=64,
+            max_num_seqs=8,
+            max_num_batched_tokens=256,
+            max_queued_requests=8,
+        )
         self.stats: Stats | None = Stats(gpu_memory_used_bytes=3 * 2**29)
         self.is_ready = True
         self.pieces = ["A red", " circle."]

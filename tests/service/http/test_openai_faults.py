@@ -3,6 +3,7 @@
 import base64
 import json
 
+import msgspec
 import pytest
 
 PATH = "/v1/chat/completions"
@@ -282,6 +283,17 @@ async def test_tool_nested_too_deeply_is_the_client_s_fault(service, model, dept
 
     assert response.status_code == 400
     assert response.json()["error"]["code"] in ("json_too_deep", "context_length_exceeded")
+
+
+async def test_more_answers_than_the_engine_can_hold_are_refused(service, model):
+    service.engine.limits = msgspec.structs.replace(service.engine.limits, max_num_seqs=2)
+    asked = {"model": model.name, "messages": [USER]}
+
+    fitting = await service.client.post(PATH, json=asked | {"n": 2})
+    refused = await service.client.post(PATH, json=asked | {"n": 3})
+
+    assert fitting.status_code == 200
+    check(refused, 400, "value_out_of_range", "n")
 
 
 async def test_refusal_before_a_stream_is_an_ordinary_reply(service, model):
