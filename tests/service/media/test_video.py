@@ -53,6 +53,7 @@ def shows(video: SampledVideo, indices: list[int]) -> bool:
         pytest.param("webm", "libvpx", "webm", {}, id="VP8 in WebM"),
         pytest.param("webm", "libvpx-vp9", "webm", {}, id="VP9 in WebM"),
         pytest.param("matroska", "libx264", "mkv", {}, id="Matroska"),
+        pytest.param("mp4", "libsvtav1", "mp4", {"preset": "12"}, id="AV1"),
     ],
 )
 def test_every_container_and_codec_gives_the_frames_asked_for(
