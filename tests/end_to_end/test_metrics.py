@@ -1,0 +1,188 @@
+"""`/metrics` adds up over processes and over their deaths: it says what clients counted."""
+
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+NUM_WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def counted(start_service: Callable[..., Any]) -> Any:
+    """A service of its own, so that nobody else's requests are counted."""
+    return start_service("--workers", str(NUM_WORKERS), "--log-format", "json")
+
+
+class Figures(dict[str, float]):
+    """A scrape: the value of every sample, by its name and labels as they are written."""
+
+    def sums(self, name: str) -> float:
+        return sum(value for key, value in self.items() if key.split("{")[0] == name)
+
+
+def scrape(service: Any) -> Figures:
+    text = httpx.get(f"{service.url}/metrics", timeout=30).text
+    return Figures(
+        (sample.name + "{" + ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items())), value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if (value := sample.value) is not None and family.type != "gauge"
+    )
+
+
+def has_fallen(before: Figures, after: Figures) -> list[str]:
+    return [key for key, value in before.items() if after.get(key, 0.0) < value]
+
+
+def rise(before: Figures, after: Figures, name: str) -> float:
+    return after.sums(name) - before.sums(name)
+
+
+class Clients:
+    """Threads that ask until told to stop, each request on a connection of its own.
+
+    usages: of the answers that came whole. num_broken: connections that ended before.
+    """
+
+    def __init__(self, service: Any, questions: list[dict[str, object]]) -> None:
+        self.usages: list[dict[str, int]] = []
+        self.num_broken = 0
+        self._url = f"{service.url}/v1/chat"
+        self._enough = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(question,)) for question in questions
+        ]
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, question: dict[str, object]) -> None:
+        while not self._enough.is_set():
+            try:
+                reply = httpx.post(self._url, json=question, timeout=60)
+            except httpx.TransportError:
+                with self._lock:
+                    self.num_broken += 1
+                continue
+            assert reply.status_code == 200, reply.text
+            with self._lock:
+                self.usages.append(reply.json()["usage"])
+
+
+def answered(figures: Figures) -> float:
+    return figures.get("loupe_requests_total{route=/v1/chat,status=200", 0.0)
+
+
+@pytest.mark.slow
+def test_counters_never_fall_and_add_up_over_the_engines_death(
+    counted, picture, ask, wait_until
+) -> None:
+    questions = [
+        ask("What is in this image?", picture(color, "circle")) for color in ("red", "blue")
+    ]
+    before = last = scrape(counted)
+
+    with Clients(counted, [*questions, ask("Count from 1 to 30")]) as clients:
+        wait_until(lambda: len(clients.usages) >= 9, explain=counted.log)
+        counted.inference().send_signal(signal.SIGKILL)
+        for _ in range(10):
+            figures = scrape(counted)
+            assert has_fallen(last, figures) == []
+            last = figures
+        wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
+    after = scrape(counted)
+
+    def usage(field: str) -> int:
+        return sum(usage[field] for usage in clients.usages)
+
+    assert clients.num_broken == 0  # the workers outlive the engine, and keep the requests
+    assert has_fallen(last, after) == []
+    assert answered(after) - answered(before) == len(clients.usages)
+    assert rise(before, after, "loupe_prompt_tokens_total") == usage("input_tokens")
+    assert rise(before, after, "loupe_output_tokens_total") == usage("output_tokens")
+    assert rise(before, after, "loupe_cached_tokens_total") == usage("cached_tokens")
+    assert rise(before, after, "loupe_image_tokens_total") == usage("image_tokens")
+    assert rise(before, after, "loupe_e2e_request_latency_seconds_count") == len(clients.usages)
+    assert rise(before, after, "loupe_time_to_first_token_seconds_count") == len(clients.usages)
+    assert rise(before, after, "loupe_engine_restarts_total") == 1
+    assert rise(before, after, "loupe_requests_replayed_total") >= 1
+
+
+@pytest.mark.slow
+def test_what_ended_just_before_its_worker_was_killed_is_counted(counted, ask, wait_until) -> None:
+    before = scrape(counted)
+    usages = []
+
+    for _ in range(2):
+        reply = httpx.post(f"{counted.url}/v1/chat", json=ask("Count from 1 to 5"), timeout=60)
+        for worker in counted.workers():
+            worker.send_signal(signal.SIGKILL)
+        usages.append(reply.json()["usage"])
+        wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
+    after = scrape(counted)
+
+    assert has_fallen(before, after) == []
+    assert answered(after) - answered(before) == len(usages)
+    assert rise(before, after, "loupe_output_tokens_total") == sum(
+        usage["output_tokens"] for usage in usages
+    )
+    assert rise(before, after, "loupe_web_worker_restarts_total") == 2 * NUM_WORKERS
+
+
+@pytest.mark.slow
+def test_what_the_engine_did_just_before_it_was_killed_is_counted(
+    counted, picture, ask, wait_until
+) -> None:
+    before = scrape(counted)
+
+    question = ask("What is in this image?", picture("green", "square"))
+    httpx.post(f"{counted.url}/v1/chat", json=question, timeout=60)
+    counted.inference().send_signal(signal.SIGKILL)
+    wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
+    after = scrape(counted)
+
+    assert rise(before, after, "loupe_embedding_cache_queries_total") == 1
+    assert rise(before, after, "loupe_images_total") == 1
+
+
+@pytest.mark.slow
+def test_a_dead_process_holds_no_memory_and_runs_nothing(counted, wait_until) -> None:
+    def gauges() -> Iterator[tuple[str, float]]:
+        text = httpx.get(f"{counted.url}/metrics", timeout=30).text
+        for family in text_string_to_metric_families(text):
+            if family.type == "gauge":
+                yield from ((sample.name, sample.value) for sample in family.samples)
+
+    wait_until(lambda: dict(gauges())["loupe_engine_rss_bytes"] > 0)
+    counted.inference().send_signal(signal.SIGKILL)
+    wait_until(lambda: dict(gauges())["loupe_engine_rss_bytes"] == 0)
+    wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
+
+    assert dict(gauges())["loupe_num_requests_running"] == 0
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
+def test_prometheus_finds_nothing_to_mend(counted, ask) -> None:
+    httpx.post(f"{counted.url}/v1/chat", json=ask("Count from 1 to 5"), timeout=60)
+    text = httpx.get(f"{counted.url}/metrics", timeout=30).text
+
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
