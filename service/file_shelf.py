@@ -73,8 +73,12 @@ class Draft:
         self._num_bytes = 0
         self._kind: MediaKind | None = None
         self._descriptor = os.open(folder / _CONTENT, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._descriptor, max_bytes)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, max_bytes)
+        except OSError:
+            self.close()
+            raise
 
     def write(self, content: bytes) -> None:
         """Add to the file; the first piece must be long enough to tell what it is.
@@ -217,8 +221,9 @@ class FileShelf:
 
     def sweep(self) -> None:
         """Remove what has expired and what dead workers left."""
-        with self._alone():
-            self._sweep()
+        if self._folder.exists():
+            with self._alone():
+                self._sweep()
 
     def _sweep(self) -> None:
         for tenant in _folders(self._folder):

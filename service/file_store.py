@@ -8,6 +8,7 @@ from typing import BinaryIO, TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from service.errors import NotFound
 from service.file_settings import FileSettings
@@ -17,6 +18,8 @@ _SWEEP_SECONDS = 60.0
 _MAX_THREADS = 4
 
 Found = TypeVar("Found")
+
+logger = structlog.get_logger()
 
 
 class Upload:
@@ -88,10 +91,14 @@ class FileStore:
             raise file_not_found(param) from None
 
     async def keep_swept(self) -> None:
-        """Remove what has expired, again and again, until cancelled."""
+        """Remove what has expired, at once and again and again, until cancelled."""
         while True:
+            try:
+                await self.run(self.shelf.sweep)
+            except OSError as error:
+                # The folder may be full, gone or another's for a while; other requests go on.
+                logger.warning("Files cannot be swept", reason=error.strerror)
             await anyio.sleep(_SWEEP_SECONDS)
-            await self.run(self.shelf.sweep)
 
     async def run(self, work: Callable[..., Found], *arguments: object) -> Found:
         """Do blocking work of this store's in one of its threads."""

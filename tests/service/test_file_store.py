@@ -2,6 +2,7 @@ import re
 
 import anyio
 import pytest
+import structlog
 
 import service.file_store
 from service.errors import NotFound
@@ -110,3 +111,19 @@ async def test_expired_files_are_swept_without_anyone_asking(store, tmp_path, mo
             while files_on(tmp_path):  # noqa: ASYNC110 - nothing sets an event
                 await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
+
+
+async def test_a_folder_that_cannot_be_used_is_told_and_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(service.file_store, "_SWEEP_SECONDS", 0.01)
+    (tmp_path / "file").write_bytes(b"")
+    store = FileStore(FileSettings(files_folder=str(tmp_path / "file")), tmp_path)
+
+    with structlog.testing.capture_logs() as events:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_swept)
+            with anyio.fail_after(5):
+                while len(events) < 2:  # noqa: ASYNC110 - nothing sets an event
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+    assert events[0]["event"] == "Files cannot be swept"

@@ -384,6 +384,16 @@ async def test_a_slow_url_may_be_tried_again(new_engine, serve):
     assert response.headers["x-should-retry"] == "true"
 
 
+async def test_the_document_tells_what_paths_and_queries_take(service):
+    paths = (await service.client.get("/schema/openapi.json")).json()["paths"]
+
+    queried = {each["name"] for each in paths["/v1/files"]["get"]["parameters"]}
+    assert queried == {"purpose", "order", "limit", "after"}
+    for method in ("get", "delete"):
+        [file_id] = paths["/v1/files/{file_id}"][method]["parameters"]
+        assert (file_id["name"], file_id["in"], file_id["required"]) == ("file_id", "path", True)
+
+
 @contextlib.asynccontextmanager
 async def origin_of(body: bytes | None):
     """Serve one body on a free port, or silence."""

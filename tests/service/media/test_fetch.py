@@ -16,9 +16,11 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.error_codes import ERROR_CODES
 from service.errors import ImageFetchTimeout, ServiceError
 from service.media.budget import MediaLimits
 from service.media.fetch import Fetcher, RemoteFile
+from service.media.fetch_failure import FetchVerdict
 from service.media.fetch_settings import FetchSettings
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
@@ -133,6 +135,10 @@ async def refusal(settings: FetchSettings, *urls: str, resolver=None) -> Service
     with pytest.raises(ServiceError) as error:
         await fetch(settings, *urls, resolver=resolver)
     return error.value
+
+
+def test_every_verdict_is_a_code_of_the_service():
+    assert set(FetchVerdict) <= set(ERROR_CODES)
 
 
 async def test_a_picture_is_fetched(origin, log):
