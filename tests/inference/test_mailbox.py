@@ -1,6 +1,7 @@
 """The engine's end of the wire, over real Unix sockets."""
 
 import errno
+import math
 import os
 import random
 import socket
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 
 from inference import mailbox as mailbox_module
+from inference.backlog import Ticket
 from inference.mailbox import Gone, Mailbox
 from inference.protocol import (
     PROTOCOL_VERSION,
@@ -23,6 +25,7 @@ from inference.protocol import (
     FrameError,
     Generate,
     Grammar,
+    Isolated,
     Limits,
     Outputs,
     Ready,
@@ -37,6 +40,7 @@ from inference.protocol import (
     decode_worker_message,
     encode,
 )
+from inference.sequence import Owner
 
 KEY = b"a key of thirty-two bytes, or so"
 PATIENCE_SECONDS = 20
@@ -275,6 +279,56 @@ def test_a_shortage_of_descriptors_passes(tmp_path, monkeypatch):
         worker.send_bytes(cancel("r"))
 
         assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
+
+
+def test_a_refusal_does_not_wait_for_whoever_reads_the_mail(mailbox, connect, ready):
+    """Nobody does: the reading thread answers, and only what was let in is mail."""
+
+    def admit(generate):
+        if generate.request_id == "no":
+            return Refused(request_id="no", code=RefusalCode.OVERLOADED, retry_after_seconds=2.0)
+        return Ticket(generate, 1.0, 0.0, math.inf, 0, 1)
+
+    mailbox.greet(ready, admit)
+    worker = connect()
+    assert read(worker) == ready
+
+    for request_id in ("no", "yes", "no"):
+        worker.send_bytes(encode(msgspec.structs.replace(REQUEST, request_id=request_id)))
+
+    assert [read(worker).code for _ in range(2)] == [RefusalCode.OVERLOADED] * 2
+    (_, ticket), (_, said) = [*letters(mailbox, 1), (0, None)]
+    assert said is None
+    assert isinstance(ticket, Ticket)
+    assert ticket.generate.request_id == "yes"
+
+
+def test_what_is_sent_through_is_written_when_that_returns(mailbox, connect):
+    """The next thing the process does may be its last."""
+    worker = connect()
+    worker.send_bytes(cancel("hello"))
+    ((owner, _),) = letters(mailbox, 1)
+
+    mailbox.send_through(owner, Isolated(request_id="r"))
+
+    assert worker.poll(0)
+    assert read(worker) == Isolated(request_id="r")
+
+
+def test_who_does_not_read_is_not_waited_for_when_sent_through(mailbox, connect, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "_WRITE_SECONDS", 0.05)
+    worker = connect()
+    worker.send_bytes(cancel("hello"))
+    ((owner, _),) = letters(mailbox, 1)
+    for _ in range(40):
+        mailbox.send(owner, Outputs(deltas=[Delta(request_id="r", token_ids=[1] * 10_000)]))
+
+    mailbox.send_through(owner, Isolated(request_id="r"))
+    mailbox.send_through(Owner(99), Isolated(request_id="r"))
+
+    for _ in range(40):
+        read(worker)
+    assert read(worker) == Isolated(request_id="r")
 
 
 def test_closing_delivers_what_was_posted(mailbox, connect, tmp_path):

@@ -21,6 +21,7 @@ from inference.protocol import (
     Vision,
 )
 from service.engine_client import EngineClient, ReplayPolicy
+from service.engine_request import EngineRequest
 from service.errors import ContextLengthExceeded, EngineUnavailable, ServiceError
 
 # What the scripted engine says: token k of sequence i.
@@ -176,6 +177,8 @@ async def test_a_slow_consumer_gets_everything_in_fewer_pieces(null_engine):
         (RefusalCode.INPUT_INVALID, "internal_error"),
         (RefusalCode.DUPLICATE_REQUEST_ID, "duplicate_request_id"),
         (RefusalCode.OVERLOADED, "overloaded"),
+        (RefusalCode.RATE_LIMITED, "rate_limited"),
+        (RefusalCode.DEADLINE_UNREACHABLE, "deadline_unreachable"),
         (RefusalCode.DRAINING, "engine_restarting"),
         (RefusalCode.OUT_OF_MEMORY, "gpu_out_of_memory"),
         (RefusalCode.GRAMMAR_INVALID, "schema_unsupported"),
@@ -352,6 +355,44 @@ async def test_the_request_that_kills_every_engine_fails_and_the_others_do_not(n
     assert [outcome.errors for outcome in outcomes] == [[], ["engine_failed"], [], []]
     assert outcomes[1].token_ids == {0: said(0, 3)}
     assert outcomes[3].token_ids == {0: said(0, 200)}
+
+
+@pytest.mark.parametrize(("num_deaths", "errors"), [(3, []), (4, ["engine_failed"])])
+async def test_a_suspect_has_a_second_run_alone(null_engine, num_deaths: int, errors: list[str]):
+    """Two deaths make it a suspect; one more may have come from outside, and only two are proof."""
+    script = {"fault": "die", "fault_after": 3, "fault_lives": num_deaths}
+
+    async with connected(null_engine(step_seconds=0.001)) as client:
+        outcomes = await all_of(client, [request("suspect", script=script), request("other")])
+
+    assert [outcome.errors for outcome in outcomes] == [errors, []]
+    assert outcomes[1].token_ids == {0: said(0, 20)}
+
+
+async def test_suspects_whose_engines_die_of_another_one_are_not_failed(null_engine):
+    """They are on board of four lost engines, and of none of them alone."""
+    culprit = request("culprit", script={"fault": "die", "fault_after": 1, "fault_lives": 99})
+    innocent = [request(str(i), max_tokens=400) for i in range(4)]
+
+    async with connected(null_engine(step_seconds=0.001)) as client:
+        outcomes = await all_of(client, [culprit, *innocent])
+
+    assert [outcome.errors for outcome in outcomes] == [["engine_failed"], [], [], [], []]
+    assert all(outcome.token_ids == {0: said(0, 400)} for outcome in outcomes[1:])
+
+
+def test_every_next_engine_is_told_the_time_that_is_left():
+    times = iter([100.0, 101.0, 104.0])
+    kept = EngineRequest(
+        msgspec.structs.replace(request(), deadline_seconds=10.0), lambda: next(times)
+    )
+
+    first = kept.message()
+    kept.note_loss()
+    second = kept.message()
+
+    assert (first.deadline_seconds, first.is_replay) == (9.0, False)
+    assert (second.deadline_seconds, second.is_replay) == (6.0, True)
 
 
 async def test_without_replay_a_loss_fails_what_is_unfinished_at_once(null_engine):
