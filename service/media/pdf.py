@@ -103,7 +103,7 @@ def render(
         source_height=source_height,
         source_width=source_width,
         source_format="pdf",
-        notes=(f"drawn at {page_bounds.dots_per_inch} dots per inch",),
+        notes=("drawn at the size the model takes",),
     )
 
 
