@@ -1,0 +1,81 @@
+"""How the OpenAI client library takes what goes wrong, and what is not in OpenAI's own replies."""
+
+import anyio
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from service.errors import EngineUnavailable, Overloaded
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+async def client(service):
+    url = f"http://127.0.0.1:{service.port}/v1"
+    async with AsyncOpenAI(base_url=url, api_key="unused", max_retries=5) as client:
+        yield client
+
+
+def num_requests(log) -> int:
+    return sum(str(event["event"]).startswith("HTTP request") for event in log)
+
+
+async def test_error_in_a_stream_is_raised_behind_the_text(service, model, client):
+    service.engine.error = EngineUnavailable("engine_failed", "The engine failed.")
+
+    stream = await client.chat.completions.create(model=model.name, messages=MESSAGES, stream=True)
+    role, *texts = [await anext(stream) for _ in range(3)]
+    with pytest.raises(openai.APIError) as raised:
+        await anext(stream)
+
+    assert role.choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].delta.content for chunk in texts] == ["A red", " circle."]
+    assert (raised.value.code, raised.value.type) == ("engine_failed", "overloaded_error")
+
+
+async def test_full_service_is_asked_again_when_it_says(service, model, client, eventually):
+    service.engine.pieces, pieces = [], service.engine.pieces
+    service.engine.error = Overloaded(0.05)
+
+    async def ask() -> None:
+        completion = await client.chat.completions.create(model=model.name, messages=MESSAGES)
+        answers.append(completion.choices[0].message.content)
+
+    answers = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await eventually(lambda: service.engine.requests)
+        service.engine.pieces, service.engine.error = pieces, None
+
+    assert answers == ["A red circle."]
+    assert len(service.engine.requests) > 1
+
+
+async def test_refused_request_is_not_asked_again(model, client, log, eventually):
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(model=model.name, messages=[])
+
+    await eventually(lambda: num_requests(log))
+    assert num_requests(log) == 1
+
+
+async def test_reasoning_and_stop_string_are_extra_fields(service, model, client):
+    service.engine.pieces = ["<think>\nHm.\n</think>\n\n", "A red", " circle."]
+
+    completion = await client.chat.completions.create(
+        model=model.name, messages=MESSAGES, stop=" circle"
+    )
+
+    (choice,) = completion.choices
+    assert choice.message.reasoning_content == "Hm."
+    assert (choice.message.content, choice.stop_reason) == ("A red", " circle")
+
+
+async def test_extensions_are_sent_in_the_extra_body(service, model, client):
+    await client.chat.completions.create(
+        model=model.name, messages=MESSAGES, extra_body={"top_k": 5, "min_p": 0.5}
+    )
+
+    sampling = service.engine.requests[0].sampling
+    assert (sampling.top_k, sampling.min_p) == (5, 0.5)
