@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 
 import anyio
@@ -382,6 +383,35 @@ async def test_a_slow_url_may_be_tried_again(new_engine, serve):
 
     assert (response.status_code, response.json()["code"]) == (400, "image_fetch_timeout")
     assert response.headers["x-should-retry"] == "true"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/stream"])
+async def test_a_client_that_leaves_ends_the_fetch(new_engine, serve, log, path):
+    reached, left = anyio.Event(), anyio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reached.set()
+        await reader.read()
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        fetch = FetchSettings(fetch_private_hosts=("127.0.0.1",), fetch_ports=(port,))
+        async with serve(new_engine(), fetch=fetch) as (client, _):
+            question = {"input_type": "image_only", "image_url": f"http://127.0.0.1:{port}/"}
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(functools.partial(client.post, path, json=question))
+                with anyio.fail_after(5):
+                    await reached.wait()
+                tasks.cancel_scope.cancel()
+            with anyio.fail_after(5):
+                await left.wait()
+
+    verdicts = [event["verdict"] for event in log if event["event"] == "Image fetch"]
+    assert verdicts == ["cancelled"]
 
 
 async def test_the_document_tells_what_paths_and_queries_take(service):
