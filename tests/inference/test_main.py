@@ -20,6 +20,7 @@ from inference.protocol import (
     FinishReason,
     Generate,
     Heartbeat,
+    Isolated,
     Outputs,
     Progress,
     Ready,
@@ -246,6 +247,33 @@ def test_what_cannot_be_served_is_refused(connect):
     refused = worker.read_until(lambda message: isinstance(message, Refused))
 
     assert refused == Refused(request_id="r", code=RefusalCode.INPUT_INVALID)
+
+
+def test_suspects_of_two_workers_run_one_after_the_other(connect):
+    first, second, other = connect(), connect(), connect()
+    first.say(request("other", max_tokens=300))
+    first.read_until(lambda message: isinstance(message, Outputs))
+    suspects = [(first, "a"), (second, "b")]
+    for worker, request_id in suspects:
+        asked = request(request_id, max_tokens=30)
+        worker.say(msgspec.structs.replace(asked, is_suspect=True))
+
+    for worker, request_id in suspects:
+        named = worker.read_until(lambda message: isinstance(message, Isolated))
+        assert named == Isolated(request_id=request_id)
+        assert not any(delta.request_id == request_id for delta in worker.deltas)
+        assert len(worker.tokens(request_id)) == 30
+    other.say(request("late"))
+    assert len(other.tokens("late")) == 8
+    assert len(first.tokens("other")) == 300
+
+
+def test_a_deadline_ends_a_request_on_the_engines_own_clock(connect):
+    worker = connect()
+    asked = msgspec.structs.replace(request(max_tokens=900), deadline_seconds=0.2)
+    worker.say(asked)
+
+    assert worker.finish("r").reason is FinishReason.DEADLINE
 
 
 def test_an_order_to_stop_lets_what_runs_finish_and_refuses_what_comes(inference, connect):
