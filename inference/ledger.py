@@ -165,7 +165,10 @@ class Place(NamedTuple):
 
 
 class Slab:
-    """A slab as its writer has it. Only one thread of one process may write to it."""
+    """A slab as its writer has it. Only one thread of one process may write to it.
+
+    Once it is full, because some label takes values without end, new series are lost.
+    """
 
     def __init__(self, place: Place) -> None:
         """Take over, with all that earlier writers have counted."""
@@ -180,39 +183,39 @@ class Slab:
 
     def counter(self, family: Family, *label_values: str) -> Counter:
         """Give a counter's series, made at 0 where it is new."""
-        return Counter(self._cells, self._place(family, label_values))
+        return Counter(*self._locate(family, label_values))
 
     def gauge(self, family: Family, *label_values: str) -> Gauge:
         """Give a gauge's series, made at 0 where it is new."""
-        return Gauge(self._cells, self._place(family, label_values))
+        return Gauge(*self._locate(family, label_values))
 
     def histogram(self, family: Family, *label_values: str) -> Histogram:
         """Give a histogram's series, made empty where it is new."""
-        return Histogram(self._cells, self._place(family, label_values), family.bounds)
+        return Histogram(*self._locate(family, label_values), family.bounds)
 
-    def _place(self, family: Family, label_values: tuple[str, ...]) -> int:
-        """Find a series' first cell.
-
-        Raises:
-            MemoryError: the slab is full: some label takes values without end.
-        """
+    def _locate(
+        self, family: Family, label_values: tuple[str, ...]
+    ) -> tuple["memoryview[float]", int]:
+        """Find a series' cells and the first one's place; a full slab has only unread ones."""
         if len(label_values) != len(family.labels):
             raise ValueError(f"{family.name} has the labels {family.labels}")
         key = (family.kind, family.name, *label_values)
         place = self._places.get((key, family.num_cells))
         if place is None:
             place = self._append(key, family.num_cells)
+            if place is None:
+                return memoryview(bytearray(family.num_cells * _WORD)).cast("d"), 0
             self._places[key, family.num_cells] = place
-        return place
+        return self._cells, place
 
-    def _append(self, key: tuple[str, ...], num_cells: int) -> int:
+    def _append(self, key: tuple[str, ...], num_cells: int) -> int | None:
         text = _encoder.encode(key)
         start = _WORD + self._words[0]
         key_end = start + _WORD + len(text)
         first_cell = -(-key_end // _WORD)
         end = (first_cell + num_cells) * _WORD
         if end > SLAB_BYTES:
-            raise MemoryError("a slab of the ledger is full")
+            return None
         self._words[start // _WORD] = len(text) << 32 | num_cells
         self._memory[start + _WORD : key_end] = text
         for cell in range(first_cell, first_cell + num_cells):
