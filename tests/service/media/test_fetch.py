@@ -460,6 +460,10 @@ async def test_the_next_address_is_asked_where_one_is_closed(origin):
         pytest.param(replied(b"\x1f\x8b" + bytes(50), Content_Encoding="gzip"), id="gzip"),
         pytest.param(b"SSH-2.0-OpenSSH_9.9\r\n", id="no-http"),
         pytest.param(b"", id="nothing"),
+        pytest.param(replied(PICTURE, Content_Length="9" * 5000), id="absurd-length"),
+        pytest.param(replied(PICTURE, Content_Length="-1"), id="negative-length"),
+        pytest.param(replied(PICTURE, content_length="1"), id="two-lengths"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="chunk"),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000, id="long-head"),
     ],
 )
