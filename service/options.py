@@ -116,7 +116,7 @@ def value_of(settings: Settings, option: Option) -> object:
 
 
 def shown(value: object) -> str:
-    """Write a value as one would type it, or a table's keys, as it may hold secrets; unset: empty."""
+    """Write a value as one would type it; of a table, which may hold secrets, the keys alone."""
     if value is None:
         return ""
     if isinstance(value, dict):
