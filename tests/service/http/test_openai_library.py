@@ -4,6 +4,7 @@ import anyio
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
 from service.errors import EngineUnavailable, Overloaded
 
@@ -79,3 +80,13 @@ async def test_extensions_are_sent_in_the_extra_body(service, model, client):
 
     sampling = service.engine.requests[0].sampling
     assert (sampling.top_k, sampling.min_p) == (5, 0.5)
+
+
+@pytest.mark.parametrize("name", sorted(CompletionCreateParamsStreaming.__annotations__))
+async def test_every_field_of_the_library_is_known_here(service, model, name):
+    asked = {"model": model.name, "messages": MESSAGES} | {name: {"nonsense": 1}}
+
+    response = await service.client.post("/v1/chat/completions", json=asked)
+
+    error = response.json().get("error", {})
+    assert (error.get("code"), error.get("param")) != ("field_unknown", name)
