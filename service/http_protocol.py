@@ -7,19 +7,18 @@ knows yet which the client reads.
 """
 
 import asyncio
-import secrets
 import socket
 import struct
 from http import HTTPStatus
 from typing import ClassVar
 
 import httptools
-import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.body_clock import BodyClock
 from service.connection_limits import ConnectionLimits
+from service.http_refusal import refuse
 
 # Small, so that a reader who has stopped is soon noticed, and costs little until then: what waits
 # in this process, and what the kernel holds unsent beside it.
@@ -30,18 +29,6 @@ _MIN_TAKEN_BYTES = 16 * 1024
 _PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
-_ANSWERS = {
-    HTTPStatus.BAD_REQUEST: ("http_invalid", "This is not an HTTP/1.1 request."),
-    HTTPStatus.REQUEST_TIMEOUT: ("head_timeout", "The request's head took too long to arrive."),
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
-        "head_too_large",
-        "The request's target and headers are too large or too many.",
-    ),
-    HTTPStatus.SERVICE_UNAVAILABLE: (
-        "overloaded",
-        "The service is at capacity; try again later.",
-    ),
-}
 
 logger = structlog.get_logger()
 
@@ -258,16 +245,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._may_answer:
-            request_id = secrets.token_hex(16)
-            code, _ = _ANSWERS[status]
+            refusal = refuse(status)
             logger.info(
                 "connection_refused",
-                request_id=request_id,
+                request_id=refusal.request_id,
                 status_code=status.value,
-                error_code=code,
+                error_code=refusal.code,
                 client_host=self.client[0] if self.client else None,
             )
-            self.transport.write(_render(status, request_id))
+            self.transport.write(refusal.answer)
         self.transport.close()
 
 
@@ -296,27 +282,3 @@ def _without_upgrade(method: bytes, url: bytes, headers: list[tuple[bytes, bytes
         elif name not in _UPGRADE_HEADERS:
             lines.append(b"%s: %s" % (name, value))
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _render(status: HTTPStatus, request_id: str) -> bytes:
-    code, message = _ANSWERS[status]
-    is_ours = status == HTTPStatus.SERVICE_UNAVAILABLE
-    kind = "overloaded_error" if is_ours else "invalid_request_error"
-    body = msgspec.json.encode(
-        {
-            "error": {"message": message, "type": kind, "param": None, "code": code},
-            "success": False,
-            "message": message,
-            "result": None,
-            "usage": None,
-            "code": code,
-            "request_id": request_id,
-        }
-    )
-    retry = "retry-after: 1\r\n" if is_ours else ""
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        f"x-request-id: {request_id}\r\n{retry}connection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from service.body_clock import BodyClock
@@ -31,18 +33,18 @@ def test_a_client_who_had_to_wait_starts_anew():
 
 
 async def test_receive_raises_once_time_is_over_and_only_for_what_is_missing():
-    messages = [
+    messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
         {"type": "http.request", "body": b"", "more_body": True},
         {"type": "http.request", "body": b"b", "more_body": False},
         {"type": "http.disconnect"},
     ]
 
-    async def receive():
+    async def receive() -> Any:
         return messages.pop(0)
 
     clock = BodyClock(LIMITS, 0.0)
-    attended = clock.attend(receive)
+    attended: Any = clock.attend(receive)
     first = await attended()
     clock.has_run_out = True
     with pytest.raises(Exception, match="took too long"):

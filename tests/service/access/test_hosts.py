@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 
 from service.access.hosts import Hosts
 from service.errors import RequestInvalid
 
 
-def scope(*hosts: bytes, version: str = "1.1") -> dict:
+def scope(*hosts: bytes, version: str = "1.1") -> Any:
     return {"http_version": version, "headers": [(b"host", host) for host in hosts]}
 
 

@@ -24,6 +24,12 @@ def add(path, name="alice", *, tenant=None, is_admin=False) -> bytes:
     return add_key(path, name, tenant=tenant, is_admin=is_admin).encode()
 
 
+def found(ring: KeyRing, key: bytes) -> Caller:
+    caller = ring.find(key)
+    assert caller is not None
+    return caller
+
+
 def touch_later(path) -> None:
     """Make sure that the change shows, however coarse the file system's clock is."""
     state = path.stat()
@@ -42,7 +48,7 @@ def test_a_key_without_a_tenant_is_a_tenant_of_its_own(path):
     keys = [add(path, name) for name in ("alice", "bob")]
 
     ring = KeyRing(path)
-    assert [ring.find(key).tenant for key in keys] == ["alice", "bob"]
+    assert [found(ring, key).tenant for key in keys] == ["alice", "bob"]
 
 
 def test_keys_are_long_and_never_the_same(path):
@@ -76,14 +82,14 @@ def test_limits_are_kept_with_the_caller(path):
         "requests_per_minute = 3\ntokens_per_minute = 4\nweight = 0.5\npriority = -1\n"
     )
 
-    assert KeyRing(path).find(b"k").limits == KeyLimits(2, 3, 4, 0.5, -1)
+    assert found(KeyRing(path), b"k").limits == KeyLimits(2, 3, 4, 0.5, -1)
 
 
 def test_two_keys_of_one_name_are_both_good(path):
     old, new = add(path), add(path)
 
     ring = KeyRing(path)
-    assert ring.find(old) == ring.find(new) != None  # noqa: E711
+    assert found(ring, old) == found(ring, new)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_a_changed_file_is_read_again(path):
     ring.refresh()
 
     assert before is None
-    assert (ring.find(old).name, ring.find(new).name) == ("alice", "bob")
+    assert (found(ring, old).name, found(ring, new).name) == ("alice", "bob")
 
 
 def test_a_removed_key_is_no_longer_good(path):
@@ -168,7 +174,7 @@ def test_a_file_that_turns_bad_leaves_the_keys_and_is_told_once(path, spoil):
 
     (event,) = log
     assert (event["event"], event["log_level"]) == ("key_file_refused", "error")
-    assert ring.find(key).name == "alice"
+    assert found(ring, key).name == "alice"
 
 
 @pytest.mark.parametrize(("is_admin", "passes"), [(True, True), (False, False)])
