@@ -30,7 +30,9 @@ const ADVICE = {
 };
 
 export function adviceFor(error) {
-  return ADVICE[error.code] ?? error.message;
+  const advice = ADVICE[error.code] ?? error.message;
+  const place = /content\[([0-9]+)\]/.exec(error.param ?? "");
+  return place === null ? advice : `Picture ${Number(place[1]) + 1}: ${advice}`;
 }
 
 export async function buildBody(files, text, options, model) {

@@ -203,3 +203,12 @@ async def test_service_without_a_usable_checkpoint_is_never_ready(new_engine, se
     assert (chat.status_code, chat.json()["code"]) == (500, "internal_error")
     assert health.json()["status"] == "loading"
     assert str(tmp_path) not in chat.text
+
+
+async def test_head_is_answered_as_get_without_a_body(service):
+    answered = await service.client.get("/health/live")
+    response = await service.client.head("/health/live")
+
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-length"] == str(len(answered.content))
+    assert (await service.client.head("/v1/chat")).status_code == 405
