@@ -6,6 +6,7 @@ of the semantic conventions for HTTP and for generative AI; no span holds conten
 
 import time
 from collections.abc import Iterator
+from threading import Thread
 from typing import NamedTuple
 
 from litestar.types import HTTPScope
@@ -47,7 +48,7 @@ _GEN_AI_FACTS = {
     "loupe.num_images": "num_images",
 }
 _SERVER_FAULT = 500
-_CLOSE_MILLISECONDS = 3000
+_CLOSE_SECONDS = 1.5
 
 
 class OpenTelemetryTracer:
@@ -59,7 +60,9 @@ class OpenTelemetryTracer:
         exporter = OTLPSpanExporter(endpoint and f"{endpoint.rstrip('/')}/v1/traces")
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before what is said here.
         named = Resource({"service.name": "loupe", "service.version": version()})
-        self._provider = TracerProvider(resource=named.merge(_from_environment()))
+        self._provider = TracerProvider(
+            resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("loupe", version())
         self._propagator = TraceContextTextMapPropagator()
@@ -82,9 +85,10 @@ class OpenTelemetryTracer:
         return OpenTelemetryTrace(self._tracer, span, scope["method"], epoch)
 
     def close(self) -> None:
-        """Send what is not sent yet, for a few seconds at most."""
-        self._provider.force_flush(_CLOSE_MILLISECONDS)
-        self._provider.shutdown()
+        """Send what is not sent yet, for a second or so: a stop does not wait for a collector."""
+        closing = Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
 
 class OpenTelemetryTrace:
@@ -162,7 +166,3 @@ def _attributes(record: RequestRecord, route: str, status_code: int) -> dict[str
     if isinstance(text_tokens, int) and isinstance(image_tokens, int):
         attributes["gen_ai.usage.input_tokens"] = text_tokens + image_tokens
     return attributes
-
-
-def _from_environment() -> Resource:
-    return OTELResourceDetector().detect()

@@ -37,5 +37,5 @@ class Tracer(Protocol):
         ...
 
     def close(self) -> None:
-        """Send what is not sent yet; takes seconds where the collector is away."""
+        """Send what is not sent yet; takes a second or so where the collector is away."""
         ...
