@@ -169,6 +169,20 @@ def test_a_demanded_call_keeps_to_the_function_s_schema(openai_client, choice, s
     assert (arguments["color"] in ("red", "blue"), type(arguments["filled"])) == (True, bool)
 
 
+def test_a_strict_call_is_parsed_into_a_model_of_pydantic(openai_client):
+    completion = openai_client.chat.completions.parse(
+        model=MODEL,
+        messages=say("Paint something."),
+        tools=[openai.pydantic_function_tool(Shape, name="paint")],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+    )
+
+    (call,) = completion.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Shape)
+
+
 def test_a_call_s_result_is_taken(openai_client):
     messages = say("Paint something.")
     called = openai_client.chat.completions.create(
