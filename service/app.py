@@ -21,11 +21,13 @@ from service.config import Settings
 from service.error_reply import ErrorReplies, from_framework
 from service.errors import InternalError, ServiceError
 from service.file_store import FileStore
+from service.head import HeadAsGet
 from service.media.fetch import Fetcher
 from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
 from service.metrics.worker_metrics import WorkerMetrics
 from service.request_log import RequestLog, record_of
+from service.resumable_streams import ResumableStreams
 from service.routes.docs import docs_handlers
 from service.routes.files import FileRoutes
 from service.routes.health import HealthRoutes
@@ -35,7 +37,9 @@ from service.routes.native import NATIVE_ENVELOPE, AnyRequest, NativeRoutes
 from service.routes.openai_chat import OpenAIRoutes
 from service.routes.playground import playground_handlers
 from service.routes.preview import PreviewRoutes
+from service.routes.resume import ResumeRoutes
 from service.routes.tokens import TokenRoutes
+from service.stream_shelf import StreamShelf
 from service.tracing.request_trace import Tracer
 from service.tracing.settings import tracing_is_installed, tracing_is_wanted
 from service.validation import json_too_deep
@@ -54,17 +58,20 @@ def create_app(
     pool: ImagePool,
     files: FileStore,
     metrics: WorkerMetrics | None = None,
+    shelf: StreamShelf | None = None,
 ) -> Litestar:
     """Make one worker's application.
 
     engine, pool: entered and left by the caller, around the application's own life. files: shared
-    with the other workers. metrics: None counts for this application alone.
+    with the other workers. metrics: None counts for this application alone. shelf: the resumable
+    streams of all workers; None has none.
     """
     metrics = metrics or WorkerMetrics(settings=settings.metrics)
     tracer = _tracer(settings)
     fetcher = Fetcher(settings.fetch, settings.media)
     chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, files))
     health = HealthRoutes(chat)
+    streams = shelf and ResumableStreams(shelf, engine, lambda: health.is_stopping)
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
 
@@ -73,6 +80,8 @@ def create_app(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(chat.load)
             tasks.start_soon(files.keep_swept)
+            if streams is not None:
+                tasks.start_soon(streams.keep_swept)
             if keys is not None:
                 tasks.start_soon(keys.follow)
             yield
@@ -91,6 +100,7 @@ def create_app(
             *health.handlers(),
             *FileRoutes(files, settings).handlers(),
             *MetricsRoutes(chat, metrics.slab.ledger, settings).handlers(),
+            *(ResumeRoutes(streams).handlers() if streams is not None else ()),
             *docs_handlers(),
             *playground_handlers(),
         ],
@@ -109,7 +119,8 @@ def create_app(
     app.state.health = health  # the worker tells it of the end
     # Around the router, not a route's middleware: unknown paths are guarded, get an id and a log
     # line as well.
-    guard = Guard(app.asgi_handler, keys, access, settings.connections, _error_replies.reply)
+    router = streams.around(app.asgi_handler) if streams is not None else app.asgi_handler
+    guard = Guard(HeadAsGet(router), keys, access, settings.connections, _error_replies.reply)
     app.asgi_handler = RequestLog(
         Cors(guard, access.cors_origins) if access.cors_origins else guard,
         metrics,

@@ -147,6 +147,10 @@ class Chat:
             ServiceError: a medium or the prompt cannot be used, or there is no engine yet.
         """
         checkpoint = await self._current_checkpoint()
+        earlier = record.resumption and record.resumption.prepared
+        if earlier is not None:
+            prompt, visions = earlier
+            return Prepared(prompt, [], visions, checkpoint.vocabulary)
         parts = conversation.media
         media = await self._intake.take_in(parts, checkpoint.bounds, record) if parts else []
         record.enter("prompt")
@@ -220,7 +224,8 @@ class Chat:
 class Prepared(NamedTuple):
     """A request as the engine will get it.
 
-    media: what is to be looked at, a medium a part, in prompt order.
+    media: what is to be looked at, a medium a part, in prompt order; not there when another process
+        had prepared it.
     """
 
     prompt: Prompt
@@ -300,9 +305,10 @@ class Exchange:
                 deadline_seconds=self._deadline and self._deadline.seconds_left,
                 traceparent=self._record.traceparent,
             )
-            growing = answer(
-                self._chat.engine, request, self._conversation.stop, prepared.vocabulary
-            )
+            engine: Engine = self._chat.engine
+            if self._record.resumption is not None:
+                engine = self._record.resumption.around(engine, prompt)
+            growing = answer(engine, request, self._conversation.stop, prepared.vocabulary)
             async with aclosing(growing):
                 async for delta in growing:
                     if "first_token_ms" not in self._record.facts:

@@ -23,6 +23,7 @@ from service.tracing.settings import TracingSettings
 
 ThreadWait: TypeAlias = Literal["auto", "passive", "bounded", "active"]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 _DEFAULT_MAX_WORKERS = 4
@@ -48,6 +49,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         false, so that load balancers turn away in time; on top of drain_seconds.
     max_requests_per_worker: a web worker is replaced, without a gap, after about so many requests;
         None never does.
+    resume_seconds: how long a stream that was asked for with `X-Resumable` goes on, and is kept,
+        without its client.
+    max_resumable_streams: how many are kept at a time; more are refused with 503.
+    max_resumable_bytes: the size, pictures included, from which on more are refused. They are files
+        of the temporary folder.
     start_timeout_seconds: longest silence of a starting process before it is killed; a model that
         loads for longer keeps reporting.
     heartbeat_timeout_seconds: longest silence of a running process before it counts as stuck, is
@@ -72,6 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_seconds: Seconds = 30.0
     shutdown_delay_seconds: Seconds = 0.0
     max_requests_per_worker: Count | None = None
+    resume_seconds: Seconds = 30.0
+    max_resumable_streams: Size = 256
+    max_resumable_bytes: Size = 1024 * 1024 * 1024
     start_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
     heartbeat_timeout_seconds: Annotated[float, msgspec.Meta(ge=5)] = 30.0
     restart_budget: Annotated[int, msgspec.Meta(ge=0)] = 5

@@ -56,6 +56,8 @@ class EventStream:
             *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
         ]
         self._started = False
+        if record.resumption is not None and record.resumption.render_error is None:
+            record.resumption.render_error = render_error
         self._num_sending = 0
         self._num_sent = 0
 
@@ -69,7 +71,9 @@ class EventStream:
             self._record.client_gone = True
             return
         except Exception as error:
-            if not self._started:
+            resumption = self._record.resumption
+            had_started = resumption is not None and resumption.kept is not None
+            if not (self._started or had_started):
                 raise
             await self._end(send, self._render_error(self._told(error)))
         else:

@@ -25,6 +25,7 @@ from litestar.types import (
 from service.access.caller import ANYONE, Caller
 from service.errors import DeadlineExceeded, InternalError, ServerError, ServiceError
 from service.metrics.worker_metrics import Stage, WorkerMetrics
+from service.resumption import Resumption
 from service.stages import StageTimes, milliseconds
 from service.tracing.request_trace import RequestTrace, Tracer
 
@@ -47,6 +48,7 @@ class RequestRecord:
     started_at: `time.perf_counter` at the request's arrival. caller: who asks.
     stage: what is being done; entered: when that began, of this stage and of those before.
     engine_id: what the engine calls the request. traceparent: of its span; empty is none.
+    resumption: the journal of a stream that may go on elsewhere; None for any other request.
     """
 
     request_id: str
@@ -64,6 +66,7 @@ class RequestRecord:
     engine_id: str | None = None
     model_name: str | None = None
     traceparent: str = ""
+    resumption: Resumption | None = None
 
     def enter(self, stage: Stage) -> None:
         """Note that the next stage begins."""
@@ -83,6 +86,11 @@ class RequestRecord:
         """Remember how the request ended, also where its status was sent before."""
         self.error_code = error.code
         self.failed = isinstance(error, ServerError)
+
+
+def bind_record(scope: Scope, record: RequestRecord) -> None:
+    """Make this the record of the request that a scope belongs to."""
+    scope["state"][_STATE_KEY] = record
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -115,7 +123,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         record = RequestRecord(_request_id(scope), metrics=self._metrics)
-        scope["state"][_STATE_KEY] = record
+        bind_record(scope, record)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
         trace = self._begin_trace(scope, record)

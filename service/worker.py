@@ -38,6 +38,7 @@ from service.heap import return_freed_memory
 from service.http_protocol import protocol_with
 from service.media.pool import ImagePool
 from service.metrics.worker_metrics import WorkerMetrics
+from service.stream_shelf import StreamShelf
 from service.web_server import WebServer
 
 _HEARTBEAT_SECONDS = 1.0
@@ -68,8 +69,9 @@ def run_worker(
         metrics = WorkerMetrics(place and Slab(place), settings.metrics, current_process().name)
         async with EngineClient(address, authkey, metrics=metrics) as engine:
             # Beside the engine's socket is the folder that all workers share.
-            files = FileStore(settings.files, Path(address).parent / "files")
-            app = create_app(settings, engine, pool, files, metrics)
+            shared = Path(address).parent
+            files = FileStore(settings.files, shared / "files")
+            app = create_app(settings, engine, pool, files, metrics, _shelf(settings, shared))
             server = WebServer(_uvicorn_config(settings, app), app.state.health.note_stop)
             _obey(server, settings.drain_seconds, control)
             async with anyio.create_task_group() as tasks:
@@ -83,6 +85,15 @@ def run_worker(
                 raise RuntimeError("the connection to the engine has failed for good")
 
     anyio.run(serve, backend_options={"use_uvloop": True})
+
+
+def _shelf(settings: Settings, shared: Path) -> StreamShelf:
+    return StreamShelf(
+        shared / "streams",
+        resume_seconds=settings.resume_seconds,
+        max_streams=settings.max_resumable_streams,
+        max_bytes=settings.max_resumable_bytes,
+    )
 
 
 def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:

@@ -5,15 +5,23 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
+from service.access.open_paths import OpenPaths
 from service.openapi import render_document
 from service.routes.files_docs import FILE_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
 from service.routes.preview_docs import PREVIEW_OPERATIONS
+from service.routes.resume_docs import RESUME_OPERATIONS
 from service.static_folder import FOLDER, StaticFolder
 from service.version import version
 
-OPERATIONS = (*NATIVE_OPERATIONS, *OPENAI_OPERATIONS, *FILE_OPERATIONS, *PREVIEW_OPERATIONS)
+OPERATIONS = (
+    *NATIVE_OPERATIONS,
+    *OPENAI_OPERATIONS,
+    *FILE_OPERATIONS,
+    *PREVIEW_OPERATIONS,
+    *RESUME_OPERATIONS,
+)
 
 # The browser itself refuses what the page would fetch from elsewhere.
 _CONTENT_SECURITY_POLICY = (
@@ -23,7 +31,9 @@ _CONTENT_SECURITY_POLICY = (
 
 def docs_handlers() -> list[HTTPRouteHandler]:
     """Make the handlers to register; everything they serve is read and rendered here, once."""
-    document = render_document(OPERATIONS, title="Loupe", version=version())
+    document = render_document(
+        OPERATIONS, OpenPaths(with_metrics=True), title="Loupe", version=version()
+    )
     folder = StaticFolder(FOLDER / "docs", _CONTENT_SECURITY_POLICY)
 
     @get("/schema/openapi.json")

@@ -59,6 +59,11 @@ class HealthRoutes:
         self._tried_at = -math.inf
         self._outcome = ""
 
+    @property
+    def is_stopping(self) -> bool:
+        """Tell whether the service ends."""
+        return self._is_stopping
+
     def note_stop(self) -> None:
         """Say from here on that no more requests are to be sent."""
         self._is_stopping = True

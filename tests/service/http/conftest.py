@@ -37,6 +37,7 @@ from service.file_store import FileStore
 from service.http_protocol import protocol_with
 from service.media.budget import MediaLimits
 from service.media.pool import ImagePool
+from service.stream_shelf import StreamShelf
 
 
 class ScriptedEngine:
@@ -163,7 +164,13 @@ async def serving(
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loupe-"))
         files = FileStore(chosen.files, Path(folder))
-        app = create_app(chosen, engine, pool, files)  # type: ignore[arg-type]
+        shelf = StreamShelf(
+            Path(folder) / "streams",
+            resume_seconds=chosen.resume_seconds,
+            max_streams=chosen.max_resumable_streams,
+            max_bytes=chosen.max_resumable_bytes,
+        )
+        app = create_app(chosen, engine, pool, files, shelf=shelf)  # type: ignore[arg-type]
         yield await stack.enter_async_context(running_server(app, chosen, pool, drain_seconds))
 
 

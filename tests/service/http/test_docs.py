@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.access.open_paths import OpenPaths
 from service.app import create_app
 from service.config import Settings
 from service.error_codes import ERROR_CODES
@@ -15,16 +16,21 @@ from service.media.pool import ImagePool
 from service.media.refusal import Refusal
 from service.openapi import render_document
 from service.routes.docs import OPERATIONS
+from service.stream_shelf import StreamShelf
 
 SERVICE = Path(__file__).parent.parent.parent.parent / "service"
-UNDOCUMENTED = {"/docs", "/docs/{name:str}", "/schema/openapi.json"}
+UNDOCUMENTED = {
+    "/", "/docs", "/docs/{name:str}", "/playground/{name:str}", "/schema/openapi.json"
+}  # fmt: skip
 ERRORS = {node.name for node in ast.parse((SERVICE / "errors.py").read_text()).body
           if isinstance(node, ast.ClassDef)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def document() -> dict:
-    return msgspec.json.decode(render_document(OPERATIONS, title="Loupe", version="1"))
+    return msgspec.json.decode(
+        render_document(OPERATIONS, OpenPaths(with_metrics=True), title="Loupe", version="1")
+    )
 
 
 async def test_document_is_served(service, document):
@@ -55,7 +61,9 @@ def test_every_code_is_explained():
 def test_every_route_is_documented(document, new_engine, tmp_path):
     settings = Settings()
     pool = ImagePool(settings.media, num_processes=1)
-    app = create_app(settings, new_engine(), pool, FileStore(settings.files, tmp_path))
+    shelf = StreamShelf(tmp_path / "streams", resume_seconds=1, max_streams=1, max_bytes=1)
+    files = FileStore(settings.files, tmp_path / "files")
+    app = create_app(settings, new_engine(), pool, files, shelf=shelf)
     routes = {
         (re.sub(r":\w+}", "}", route.path), method)
         for route in app.routes
@@ -85,8 +93,9 @@ def test_chat_is_documented_as_json_and_as_forms(document, path):
     assert set(content) == {
         "application/json", "multipart/form-data", "application/x-www-form-urlencoded",
     }  # fmt: skip
-    assert set(form_fields) == {*json_fields, "image"}
+    assert set(form_fields) == {*json_fields, "image", "file"}
     assert form_fields["image"]["items"]["format"] == "binary"
+    assert form_fields["file"]["items"]["format"] == "binary"
     assert json_fields["input_type"]["default"] == "text_image"
     assert "default" not in form_fields["input_type"]
 
@@ -126,3 +135,16 @@ async def test_only_the_page_s_files_are_served(service, name):
     response = await service.client.get(f"/docs/{name}")
 
     assert response.status_code == 404
+
+
+def test_what_asks_for_a_key_says_so(document):
+    asked = {
+        path
+        for path, item in document["paths"].items()
+        if any("security" in operation for operation in item.values())
+    }
+
+    assert "/v1/chat/completions" in asked
+    assert not asked & {"/health/live", "/health/ready", "/v1/health", "/metrics"}
+    assert {"401", "403"} <= set(document["paths"]["/v1/files"]["get"]["responses"])
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
