@@ -5,7 +5,7 @@ which the framework's generator cannot describe.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -39,6 +39,17 @@ _RETRY_HEADERS: Schema = {
 }
 
 
+_SECURITY_SCHEMES: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+# The empty one: a service without a key file asks for none.
+_SECURITY: Sequence[Schema] = ({}, {"bearer": []}, {"apiKey": []})
+_AUTHENTICATE_HEADER: Mapping[str, Schema] = {
+    "WWW-Authenticate": {"schema": {"type": "string"}},
+}
+
+
 class Content(NamedTuple):
     """One media type of a body, with a Struct, a choice of Structs, or a schema of its own."""
 
@@ -61,29 +72,53 @@ class Operation(NamedTuple):
     path: str
     summary: str
     description: str
-    replies: Mapping[int, Reply]
+    replies: dict[int, Reply]
     body: Sequence[Content] = ()
     tag: str = "native"
     query: type[msgspec.Struct] | None = None
 
 
-def render_document(operations: Sequence[Operation], *, title: str, version: str) -> bytes:
-    """Render the OpenAPI document as JSON; every Struct becomes one named schema."""
+def render_document(
+    operations: Sequence[Operation], open_paths: Container[str], *, title: str, version: str
+) -> bytes:
+    """Render the OpenAPI document as JSON; every Struct becomes one named schema.
+
+    open_paths: what may be asked for without a key.
+    """
     structs = _structs_of(operations)
     references, components = msgspec.json.schema_components(structs, ref_template=_REF_TEMPLATE)
     schema_of = dict(zip(structs, references, strict=True))
     paths: dict[str, Schema] = {}
     for operation in operations:
         path_item = paths.setdefault(operation.path, {})
-        path_item[operation.method.lower()] = _operation(operation, schema_of)
+        described = operation
+        if operation.path not in open_paths:
+            described = operation._replace(replies=operation.replies | _guard_replies(operation))
+        document = _operation(described, schema_of)
+        if described is not operation:
+            document["security"] = _SECURITY
+        path_item[operation.method.lower()] = document
     return msgspec.json.encode(
         {
             "openapi": _OPENAPI_VERSION,
             "info": {"title": title, "version": version, "description": _describe_errors()},
             "paths": paths,
-            "components": {"schemas": components},
+            "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
         }
     )
+
+
+def _guard_replies(operation: Operation) -> dict[int, Reply]:
+    """Tell what the guard answers, in the shape of the operation's own errors."""
+    contents = next(reply.contents for status, reply in operation.replies.items() if status >= 400)
+    return {
+        401: Reply(
+            "The service asks for a key; none came, or an unknown one.",
+            contents,
+            _AUTHENTICATE_HEADER,
+        ),
+        403: Reply("The key does not open this.", contents),
+    }
 
 
 def schema_of_fields(struct: type[msgspec.Struct]) -> Schema:
