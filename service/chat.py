@@ -271,9 +271,11 @@ class Exchange:
 
     @property
     def usage(self) -> Usage:
-        """Count the tokens of the finished request."""
+        """Count the tokens so far; answers that did not end were work all the same."""
         prompt = self.prepared.prompt
-        return count_usage(prompt, self._admissions.values(), self.finishes.values())
+        usage = count_usage(prompt, self._admissions.values(), self.finishes.values())
+        num_output_tokens = max(usage.num_output_tokens, self._num_delivered)
+        return usage._replace(num_output_tokens=num_output_tokens)
 
     async def deltas(self) -> AsyncGenerator[AnswerDelta, None]:
         """Do the work and give the answers as they grow.
@@ -388,17 +390,15 @@ class Exchange:
             self._record.facts["finish_reason"] = str(finish.reason)
 
     def _spent(self) -> Spent:
-        # Answers that did not end were work all the same.
         usage = self.usage
-        return Spent(usage.num_prompt_tokens, max(usage.num_output_tokens, self._num_delivered))
+        return Spent(usage.num_prompt_tokens, usage.num_output_tokens)
 
     def _note_facts(self) -> None:
         usage, facts = self.usage, self._record.facts
         facts["text_tokens"] = usage.num_text_tokens
         facts["image_tokens"] = usage.num_image_tokens
         facts["cached_tokens"] = usage.num_cached_tokens
-        # Answers that did not end, because the client left, were work all the same.
-        facts["output_tokens"] = max(usage.num_output_tokens, self._num_delivered)
+        facts["output_tokens"] = usage.num_output_tokens
         facts["inference_ms"] = milliseconds(self.inference_seconds)
 
     def _note_work(self) -> None:
@@ -407,7 +407,7 @@ class Exchange:
         usage, record = self.usage, self._record
         for vision in self.prepared.visions:
             record.metrics.image(vision.height * vision.width)
-        num_output_tokens = max(usage.num_output_tokens, self._num_delivered)
+        num_output_tokens = usage.num_output_tokens
         record.metrics.tokens(num_output_tokens - self._num_delivered)  # those that end an answer
         record.metrics.work_done(
             usage, num_output_tokens, self.inference_seconds, record.caller.name

@@ -28,7 +28,7 @@ from service.routes.openai_input import (
 )
 from service.routes.openai_reply import Completion, CompletionChunk
 from service.routes.openai_schema import CompletionRequest
-from service.routes.openai_stream import ChunkStream, error_events
+from service.routes.openai_stream import ChunkStream
 from service.routes.openai_whole import WholeAnswers
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
@@ -69,9 +69,10 @@ class OpenAIRoutes:
             choices=[],
             usage=usage,
         )
+        stream = ChunkStream(exchange, template, _functions(asked))
         return EventStream(
-            ChunkStream(exchange, template, _functions(asked)).events(),
-            error_events,
+            stream.events(),
+            stream.error_events,
             deadline=deadline,
             record=record,
             headers=ignored_headers(asked),

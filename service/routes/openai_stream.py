@@ -55,14 +55,19 @@ class ChunkStream:
             async for delta in deltas:
                 if events := self._read(delta):
                     yield events
-        last = b""
-        if self._template.usage is not UNSET:
-            num_reasoning_tokens = sum(
-                reader.num_reasoning_tokens for reader in self._readers.values()
-            )
-            usage = completion_usage(self._exchange.usage, num_reasoning_tokens)
-            last = _event(msgspec.structs.replace(self._template, usage=usage))
-        yield last + _DONE
+        yield self._usage() + _DONE
+
+    def error_events(self, error: ServiceError) -> bytes:
+        """End a stream that has begun with an error, and with what it took until then."""
+        usage = self._usage() if self._readers else b""
+        return usage + b"data: " + _encoder.encode(error_envelope(error)) + b"\n\n" + _DONE
+
+    def _usage(self) -> bytes:
+        if self._template.usage is UNSET:
+            return b""
+        num_reasoning_tokens = sum(reader.num_reasoning_tokens for reader in self._readers.values())
+        usage = completion_usage(self._exchange.usage, num_reasoning_tokens)
+        return _event(msgspec.structs.replace(self._template, usage=usage))
 
     def _read(self, delta: AnswerDelta) -> bytes:
         chunks: list[ChunkChoice] = []
@@ -91,11 +96,6 @@ class ChunkStream:
         return b"".join(
             _event(msgspec.structs.replace(self._template, choices=[chunk])) for chunk in chunks
         )
-
-
-def error_events(error: ServiceError) -> bytes:
-    """End a stream that has begun with an error."""
-    return b"data: " + _encoder.encode(error_envelope(error)) + b"\n\n" + _DONE
 
 
 def _choice(index: int, delta: ChoiceDelta) -> ChunkChoice:

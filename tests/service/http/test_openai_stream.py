@@ -154,6 +154,18 @@ async def test_error_after_the_first_chunk_is_an_event_and_the_end(service, ques
     assert "secret" not in response.text
 
 
+async def test_stream_that_fails_tells_what_it_took_until_then(service, question):
+    service.engine.error = EngineUnavailable("engine_failed", "Failed.")
+    asked = question | {"stream_options": {"include_usage": True}}
+
+    *_, told, error = chunks_of((await service.client.post(PATH, json=asked)).text)
+
+    assert error["error"]["code"] == "engine_failed"
+    assert told["choices"] == []
+    assert told["usage"]["prompt_tokens"] == len(service.engine.requests[0].prompt_token_ids)
+    assert told["usage"]["completion_tokens"] > 0
+
+
 async def test_deadline_in_a_stream_is_its_last_event(new_engine, serve, question):
     engine = new_engine()
     engine.holds = anyio.Event()
