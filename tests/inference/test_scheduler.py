@@ -468,14 +468,40 @@ def test_no_tenant_that_waits_falls_behind_another(asked, max_num_seqs):
 
 
 def test_the_victim_is_the_latest_of_the_tenant_with_most_blocks():
-    trace = Trace(num_blocks=10, block_size=4, max_num_seqs=4, max_num_batched_tokens=64)
+    trace = Trace(num_blocks=14, block_size=4, max_num_seqs=4, max_num_batched_tokens=64)
     first = trace.add(Asked(((0, 8),), max_tokens=20, tenant="heavy")).sequences[0]
     second = trace.add(Asked(((1, 8),), max_tokens=20, tenant="heavy")).sequences[0]
-    light = trace.add(Asked(((2, 4),), max_tokens=12, tenant="light")).sequences[0]
+    light = trace.add(Asked(((2, 4),), max_tokens=20, tenant="light")).sequences[0]
+    trace.step()
+    assert len(trace.scheduler.running) == 3
     trace.step_until(lambda: trace.scheduler.num_preemptions)
 
     assert second.state is SequenceState.WAITING
     assert SequenceState.WAITING not in (first.state, light.state)
+    trace.run()
+
+
+def test_the_first_in_rank_is_no_victim_though_it_holds_most():
+    """It would else start over whenever others grow, and might never end."""
+    trace = Trace(num_blocks=12, block_size=4, max_num_seqs=4, max_num_batched_tokens=64)
+    first = trace.add(Asked(((0, 13), (1, 7)), max_tokens=12, tenant="heavy")).sequences[0]
+    trace.add(Asked(((2, 4),), max_tokens=24, tenant="light"))
+    trace.step_until(lambda: trace.scheduler.num_preemptions)
+
+    assert first.state is SequenceState.DECODE
+    trace.run()
+
+
+@pytest.mark.parametrize("num_blocks", range(40, 46))
+def test_who_has_grown_may_still_be_the_victim_of_the_same_step(num_blocks):
+    """Then it does not run in that step; every chunk is checked against its blocks."""
+    trace = Trace(num_blocks=num_blocks, block_size=1, max_num_batched_tokens=64)
+    trace.add(Asked(((0, 4),), max_tokens=16, tenant="light"))
+    heavy = trace.add(Asked(((1, 12),), max_tokens=16, tenant="heavy")).sequences[0]
+    trace.add(Asked(((2, 4),), max_tokens=16, tenant="other"))
+    trace.step_until(lambda: trace.scheduler.num_preemptions)
+
+    assert heavy.state is SequenceState.WAITING
     trace.run()
 
 
