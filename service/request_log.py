@@ -23,7 +23,7 @@ from litestar.types import (
 )
 
 from service.access.caller import ANYONE, Caller
-from service.errors import DeadlineExceeded, InternalError, ServerError, ServiceError
+from service.errors import DeadlineExceeded, InternalError, ServiceError
 from service.metrics.worker_metrics import Stage, WorkerMetrics
 from service.resumption import Resumption
 from service.stages import StageTimes, milliseconds
@@ -85,7 +85,7 @@ class RequestRecord:
     def note_error(self, error: ServiceError) -> None:
         """Remember how the request ended, also where its status was sent before."""
         self.error_code = error.code
-        self.failed = isinstance(error, ServerError)
+        self.failed = error.status >= InternalError.status
 
 
 def bind_record(scope: Scope, record: RequestRecord) -> None:

@@ -115,7 +115,7 @@ async def test_the_engines_own_end_by_deadline_is_the_same_error(service, path):
         (Overloaded(1.5), 503, ("2", "1500")),
     ],
 )
-async def test_who_is_turned_away_is_told_when_to_return(service, error, status, after):
+async def test_who_is_turned_away_is_told_when_to_return(service, log, error, status, after):
     service.engine.pieces, service.engine.error = [], error
 
     response = await service.client.post("/v1/chat", json=ASK)
@@ -124,3 +124,5 @@ async def test_who_is_turned_away_is_told_when_to_return(service, error, status,
     assert (response.status_code, response.json()["code"]) == (status, error.code)
     assert (headers["retry-after"], headers["retry-after-ms"]) == after
     assert headers["x-should-retry"] == "true"
+    (line,) = [line for line in log if line["event"].startswith("HTTP request")]
+    assert line["event"] == f"HTTP request {'failed' if status >= 500 else 'processed'}"
