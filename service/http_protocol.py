@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.body_clock import BodyClock
 from service.connection_limits import ConnectionLimits
 from service.http_refusal import refuse
+from service.metrics.worker_metrics import WorkerMetrics
 
 # Small, so that a reader who has stopped is soon noticed, and costs little until then: what waits
 # in this process, and what the kernel holds unsent beside it.
@@ -43,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
     max_headers: ClassVar[int] = 128
     head_seconds: ClassVar[float] = 15.0
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
+    metrics: ClassVar[WorkerMetrics | None] = None
 
     _status = HTTPStatus.BAD_REQUEST
     _wait: asyncio.TimerHandle | None = None  # for the end of a head
@@ -253,13 +255,20 @@ class HttpProtocol(HttpToolsProtocol):
                 error_code=refusal.code,
                 client_host=self.client[0] if self.client else None,
             )
+            if self.metrics is not None:
+                self.metrics.response("other", status, refusal.code, "")
             self.transport.write(refusal.answer)
         self.transport.close()
 
 
-def protocol_with(limits: ConnectionLimits) -> type[HttpProtocol]:
-    """Make the protocol of a server whose operator chose these limits."""
-    return type("HttpProtocol", (HttpProtocol,), {"limits": limits})
+def protocol_with(
+    limits: ConnectionLimits, metrics: WorkerMetrics | None = None
+) -> type[HttpProtocol]:
+    """Make the protocol of a server whose operator chose these limits.
+
+    metrics: counts what is refused before there is a request.
+    """
+    return type("HttpProtocol", (HttpProtocol,), {"limits": limits, "metrics": metrics})
 
 
 def _bound_in_the_kernel(connection: socket.socket, limits: ConnectionLimits) -> None:

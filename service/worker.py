@@ -72,7 +72,7 @@ def run_worker(
             shared = Path(address).parent
             files = FileStore(settings.files, shared / "files")
             app = create_app(settings, engine, pool, files, metrics, _shelf(settings, shared))
-            server = WebServer(_uvicorn_config(settings, app), app.state.health.note_stop)
+            server = WebServer(_uvicorn_config(settings, app, metrics), app.state.health.note_stop)
             _obey(server, settings.drain_seconds, control)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_report_ready, server, pool, app.state.chat, control)
@@ -96,10 +96,10 @@ def _shelf(settings: Settings, shared: Path) -> StreamShelf:
     )
 
 
-def _uvicorn_config(settings: Settings, app: Litestar) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: Litestar, metrics: WorkerMetrics) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=protocol_with(settings.connections),
+        http=protocol_with(settings.connections, metrics),
         ws="none",
         lifespan="on",
         log_config=None,

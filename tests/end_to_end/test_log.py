@@ -24,6 +24,7 @@ SECRETS = {
     "cookie": "session=avocet",
     "malformed request id": "knot id with spaces",
     "file name": "oystercatcher.png",
+    "user": "whimbrel@example.com",
     "answer": "a red circle",
 }
 HEADERS = {
@@ -64,6 +65,21 @@ def bodies(picture: bytes) -> Iterator[dict[str, Any]]:
     yield {"data": text | {SECRETS["unknown field"]: SECRETS["value of a wrong type"]}}
 
 
+def completion(picture: bytes) -> dict[str, Any]:
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    parts = [
+        {"type": "text", "text": SECRETS["prompt"]},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    return {
+        "model": "demo",
+        "messages": [{"role": "user", "content": parts}],
+        "max_tokens": 16,
+        "user": SECRETS["user"],
+        "stop": SECRETS["stop string"],
+    }
+
+
 def leave_early(client: httpx.Client) -> None:
     question = {"text": SECRETS["prompt"], "input_type": "text_only", "max_new_tokens": 500}
     with client.stream("POST", "/v1/chat/stream", json=question) as response:
@@ -74,7 +90,11 @@ def leave_early(client: httpx.Client) -> None:
 def test_no_payload_reaches_the_log(
     start_service: Callable[..., Any], picture, ask, wait_until
 ) -> None:
-    service = start_service("--workers", "1", "--log-level", "debug", "--log-format", "json")
+    # Traces go nowhere; that, too, is talked about.
+    traces = ("--otel-endpoint", "http://127.0.0.1:9")
+    service = start_service(
+        "--workers", "1", "--log-level", "debug", "--log-format", "json", *traces
+    )
     png = picture("red", "circle")
     statuses: set[int] = set()
     answers: list[str] = []
@@ -90,6 +110,9 @@ def test_no_payload_reaches_the_log(
                 reply = client.post(path, params=SECRETS["query string"], **body)
                 statuses.add(reply.status_code)
                 answers.append(reply.text)
+        reply = client.post("/v1/chat/completions", json=completion(png))
+        answers.append(reply.text)
+        figures = client.get("/metrics").text
         leave_early(client)
         counting = threading.Thread(target=count)
         counting.start()
@@ -108,7 +131,18 @@ def test_no_payload_reaches_the_log(
     assert statuses >= {200, 400, 404, 415, 422}
     assert any("28, 29, 30" in answer for answer in answers)
     assert any(SECRETS["answer"] in answer for answer in answers)
-    assert sum(line["message"].startswith("HTTP request") for line in lines) > len(statuses)
-    assert {name for name, secret in SECRETS.items() if secret in log} == set()
+    ids = [line["request_id"] for line in lines if line["message"].startswith("HTTP request")]
+    assert len(ids) > len(answers)
+    assert len(set(ids)) == len(ids)  # one line a request
+    assert not any(str(line.get("logger", "")).startswith("uvicorn.access") for line in lines)
+    of_engine = {line.get("request_id") for line in lines if line["process"] == "inference"}
+    assert set(ids) & of_engine  # both sides' lines about a request can be put together
+    texts = {"log": log, "metrics": figures}
+    assert {
+        (place, name)
+        for place, text in texts.items()
+        for name, secret in SECRETS.items()
+        if secret in text
+    } == set()
     assert {piece for piece in fragments(png) if piece in log} == set()
     assert "28, 29, 30" not in log

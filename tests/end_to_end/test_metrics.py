@@ -2,12 +2,14 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -84,6 +86,12 @@ class Clients:
                 self.usages.append(reply.json()["usage"])
 
 
+def kill(*processes: psutil.Process) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=10)
+
+
 def answered(figures: Figures) -> float:
     return figures.get("loupe_requests_total{route=/v1/chat,status=200", 0.0)
 
@@ -99,7 +107,7 @@ def test_counters_never_fall_and_add_up_over_the_engines_death(
 
     with Clients(counted, [*questions, ask("Count from 1 to 30")]) as clients:
         wait_until(lambda: len(clients.usages) >= 9, explain=counted.log)
-        counted.inference().send_signal(signal.SIGKILL)
+        kill(counted.inference())
         for _ in range(10):
             figures = scrape(counted)
             assert has_fallen(last, figures) == []
@@ -130,8 +138,7 @@ def test_what_ended_just_before_its_worker_was_killed_is_counted(counted, ask, w
 
     for _ in range(2):
         reply = httpx.post(f"{counted.url}/v1/chat", json=ask("Count from 1 to 5"), timeout=60)
-        for worker in counted.workers():
-            worker.send_signal(signal.SIGKILL)
+        kill(*counted.workers())
         usages.append(reply.json()["usage"])
         wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
     after = scrape(counted)
@@ -152,7 +159,7 @@ def test_what_the_engine_did_just_before_it_was_killed_is_counted(
 
     question = ask("What is in this image?", picture("green", "square"))
     httpx.post(f"{counted.url}/v1/chat", json=question, timeout=60)
-    counted.inference().send_signal(signal.SIGKILL)
+    kill(counted.inference())
     wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
     after = scrape(counted)
 
@@ -169,11 +176,24 @@ def test_a_dead_process_holds_no_memory_and_runs_nothing(counted, wait_until) ->
                 yield from ((sample.name, sample.value) for sample in family.samples)
 
     wait_until(lambda: dict(gauges())["loupe_engine_rss_bytes"] > 0)
-    counted.inference().send_signal(signal.SIGKILL)
+    kill(counted.inference())
     wait_until(lambda: dict(gauges())["loupe_engine_rss_bytes"] == 0)
     wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
 
     assert dict(gauges())["loupe_num_requests_running"] == 0
+
+
+def test_what_is_no_request_is_counted_as_refused(counted) -> None:
+    before = scrape(counted)
+    address = httpx.URL(counted.url)
+
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+        assert b" 400 " in connection.recv(4096)
+    after = scrape(counted)
+
+    refused = "loupe_requests_refused_total{code=http_invalid"
+    assert after[refused] - before.get(refused, 0) == 1
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
