@@ -8,7 +8,7 @@ all requests of a caller. Knows counts, times and accounts, never a sequence.
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,7 +123,7 @@ class Gate:
         has_displaced, self._has_displaced = self._has_displaced, False
         return has_displaced
 
-    def charge(self, num_tokens: Counter[str]) -> None:
+    def charge(self, num_tokens: Mapping[str, int]) -> None:
         """Charge output tokens to their accounts."""
         with self._lock:
             for name, count in num_tokens.items():

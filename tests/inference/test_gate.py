@@ -1,6 +1,7 @@
 """Who is let in: bounds by cost, shares, deadlines and quotas, on a clock of the test's."""
 
 import threading
+from typing import Any
 
 import msgspec
 import pytest
@@ -37,7 +38,7 @@ class Door:
     def __init__(self, **limits):
         self.clock = Clock()
         self.is_memory_short = False
-        chosen = {
+        chosen: dict[str, Any] = {
             "block_size": 16,
             "num_blocks": 100,
             "max_num_seqs": 2,
@@ -53,7 +54,7 @@ class Door:
         )
         self.num_asked = 0
 
-    def ask(self, caller="", num_tokens=10, num_patches=0, **fields):
+    def ask(self, caller="", num_tokens=10, num_patches=0, **fields) -> Any:
         """Ask for admission; the ticket, or the refusal."""
         self.num_asked += 1
         visions = [

@@ -22,7 +22,7 @@ def events(response):
 @pytest.mark.parametrize("way", ["header", "field", "both"])
 async def test_the_clients_deadline_ends_the_request_and_reaches_the_engine(service, path, way):
     service.engine.holds = anyio.Event()
-    body = dict(ASK if path == "/v1/chat" else COMPLETE)
+    body: dict[str, object] = dict(ASK if path == "/v1/chat" else COMPLETE)
     headers = {}
     if way != "field":
         headers[HEADER] = "250" if way == "header" else "3600000"
