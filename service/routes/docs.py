@@ -7,6 +7,7 @@ from litestar.response.base import ASGIResponse
 
 from service.access.open_paths import OpenPaths
 from service.openapi import render_document
+from service.routes.admin_docs import ADMIN_OPERATIONS
 from service.routes.files_docs import FILE_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
@@ -21,6 +22,7 @@ OPERATIONS = (
     *FILE_OPERATIONS,
     *PREVIEW_OPERATIONS,
     *RESUME_OPERATIONS,
+    *ADMIN_OPERATIONS,
 )
 
 # The browser itself refuses what the page would fetch from elsewhere.

@@ -9,6 +9,7 @@ import pytest
 from service.access.key_file import add_key
 from service.access.settings import AccessSettings
 from service.connection_limits import ConnectionLimits
+from service.media.fetch_settings import FetchSettings
 
 QUESTION = {"input_type": "text_only", "text": "What is this?"}
 PROBES = ("/health/live", "/health/ready", "/v1/health")
@@ -349,3 +350,16 @@ async def test_one_key_s_streams_leave_room_for_another_s(guarded, key, key_path
         ]
 
     assert statuses == [503, 503]
+
+
+async def test_status_is_for_admins_and_keeps_secrets(guarded, key_path, key):
+    admin = add_key(key_path, "root", tenant=None, is_admin=True)
+    fetch = FetchSettings(fetch_headers={"cdn.example.com": {"Authorization": "canary-7f3a"}})
+    async with guarded(fetch=fetch) as (client, _, _):
+        refused = await client.get("/admin/status", headers=bearer(key))
+        response = await client.get("/admin/status", headers=bearer(admin))
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+    assert response.status_code == 200
+    assert response.json()["settings"]["api_keys"] == str(key_path)
+    assert "canary" not in response.text
