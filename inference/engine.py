@@ -122,7 +122,6 @@ class Engine:
         self._requests[owner, request_id] = request
         self._tickets[request] = ticket
         self._next_deadline = min(self._next_deadline, request.deadline)
-        _log.debug("request taken", **request.names)
         self._num_prompt_tokens += len(request.prompt_token_ids)
         if request.sampling.grammar is not None:
             self._compiling.append((self._grammars.compile(request.sampling.grammar), request))
@@ -339,7 +338,6 @@ class Engine:
             self.gate.learn_answer(len(sequence.output_token_ids))
         if not request.is_finished:
             return
-        _log.debug("request ended", **request.names)
         del self._requests[request.owner, request.request_id]
         del self._tickets[request]
         self._grammar_of.pop(request, None)

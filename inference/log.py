@@ -1,7 +1,8 @@
 """One line per event on stderr, the same for our own events and for libraries' log records.
 
-JSON for machines, aligned text for a terminal. It knows nothing of requests: callers bind their
-context with structlog. Local variables never reach a traceback, so payloads stay out of the log.
+JSON for machines, aligned text for a terminal. Of requests it knows what lines call them; callers
+bind their context with structlog. Local variables never reach a traceback, so payloads stay out of
+the log.
 """
 
 import contextlib
@@ -60,6 +61,17 @@ def configure_logging(config: LogConfig) -> None:
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
     _route_warnings()
+
+
+def request_names(request_id: str, traceparent: str) -> dict[str, str]:
+    """Name a request in a line of the engine's, so that the web side's lines about it are found.
+
+    traceparent: the W3C name of its span, or empty.
+    """
+    names = {"request_id": request_id}
+    if traceparent:
+        names["trace_id"] = traceparent.split("-")[1]
+    return names
 
 
 class _Output:

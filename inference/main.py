@@ -13,9 +13,11 @@ from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+import structlog
+
 from inference.config import EngineConfig
 from inference.ledger import Place, Slab, private_slab
-from inference.log import LogConfig, configure_logging
+from inference.log import LogConfig, configure_logging, request_names
 from inference.metrics import EngineMetrics
 from inference.protocol import (
     PROTOCOL_VERSION,
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from inference.sequence import Owner
 
 HEARTBEAT_SECONDS = 1.0
+_log = structlog.get_logger()
+
 # A grammar compiles on another thread; look for it this often while nothing else is to do.
 _POLL_SECONDS = 0.005
 
@@ -137,9 +141,15 @@ def _read(letter: "Letter", engine: "Engine") -> None:
         case Gone():
             engine.cancel_all(owner)
         case Generate():  # sent before the greeting, so not yet through the gate
+            _tell_of(message)
             engine.add(owner, message)
         case _:
+            _tell_of(message.generate)
             engine.take(owner, message)
+
+
+def _tell_of(generate: Generate) -> None:
+    _log.debug("request_taken", **request_names(generate.request_id, generate.traceparent))
 
 
 def _count(engine: "Engine", metrics: EngineMetrics) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NewType
 
+from inference.log import request_names
 from inference.protocol import Finish, SamplingParams, Vision
 from inference.spans import VisualSpan
 
@@ -71,11 +72,8 @@ class Request:
 
     @property
     def names(self) -> dict[str, str]:
-        """What a log line about it says, so that the web side's lines about it can be found."""
-        names = {"request_id": self.request_id}
-        if self.traceparent:
-            names["trace_id"] = self.traceparent.split("-")[1]
-        return names
+        """What a log line about it calls it."""
+        return request_names(self.request_id, self.traceparent)
 
 
 @dataclass(slots=True, eq=False)

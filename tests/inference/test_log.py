@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from inference.log import request_names
+
 ROOT = Path(__file__).parents[2]
 
 PREPARE = """
@@ -152,3 +154,18 @@ def test_format_is_json_when_nobody_looks_at_a_terminal():
     (line,) = lines_of('log.info("ready")', "auto")
 
     assert json.loads(line)["message"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "names"),
+    [
+        ("", {"request_id": "a"}),
+        (
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            {"request_id": "a", "trace_id": "0af7651916cd43dd8448eb211c80319c"},
+        ),
+    ],
+    ids=["without a trace", "with a trace"],
+)
+def test_the_engines_lines_name_a_request_as_the_web_sides_do(traceparent, names):
+    assert request_names("a", traceparent) == names
