@@ -14,6 +14,8 @@ from service.error_codes import ERROR_CODES
 
 Schema: TypeAlias = dict[str, Any]
 
+EVENT_STREAM = "text/event-stream"
+
 _OPENAPI_VERSION = "3.1.0"
 _REF_TEMPLATE = "#/components/schemas/{name}"
 _REQUEST_ID_HEADER: Schema = {
@@ -151,9 +153,22 @@ def _schema(content: Content, schema_of: Mapping[type[msgspec.Struct], Schema]) 
     return schema_of[content.schema]
 
 
+def _wrapped(media_type: str, schema: Schema) -> Schema:
+    """Say of a stream what one of its events is: the JSON is the text of its `data`."""
+    if media_type != EVENT_STREAM:
+        return schema
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "properties": {"data": text}, "required": ["data"]}
+
+
 def _operation(operation: Operation, schema_of: Mapping[type[msgspec.Struct], Schema]) -> Schema:
     def content(contents: Sequence[Content]) -> Schema:
-        return {content.media_type: {"schema": _schema(content, schema_of)} for content in contents}
+        return {
+            content.media_type: {
+                "schema": _wrapped(content.media_type, _schema(content, schema_of))
+            }
+            for content in contents
+        }
 
     document: Schema = {
         "operationId": f"{operation.method}_{operation.path}".lower().replace("/", "_"),
@@ -164,7 +179,7 @@ def _operation(operation: Operation, schema_of: Mapping[type[msgspec.Struct], Sc
             str(status): {
                 "description": reply.description,
                 "headers": {"X-Request-Id": _REQUEST_ID_HEADER}
-                | (_RETRY_HEADERS if status == 503 else {})
+                | (_RETRY_HEADERS if status in (429, 503) else {})
                 | dict(reply.headers),
                 **({"content": content(reply.contents)} if reply.contents else {}),
             }

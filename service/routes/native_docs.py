@@ -1,6 +1,7 @@
 """What the API document says of the native dialect's and the health paths."""
 
 from service.openapi import (
+    EVENT_STREAM,
     SERVER_TIMING_HEADER,
     Content,
     Operation,
@@ -28,6 +29,7 @@ _JSON_OR_FORM = (
 )
 _ERRORS = {
     400: Reply("The body cannot be read, or the image cannot be used.", _ERROR),
+    404: Reply("There is no such file of yours, or it has expired.", _ERROR),
     408: Reply("The body did not arrive in time.", _ERROR),
     413: Reply("The body, an image or all images together are too large.", _ERROR),
     415: Reply("The body's media type or encoding is not taken.", _ERROR),
@@ -93,7 +95,7 @@ NATIVE_OPERATIONS = (
         replies={
             200: Reply(
                 "The events.",
-                (Content("text/event-stream", (ChunkEvent, DoneEvent, ErrorEvent)),),
+                (Content(EVENT_STREAM, (ChunkEvent, DoneEvent, ErrorEvent)),),
                 SERVER_TIMING_HEADER,
             )
         }

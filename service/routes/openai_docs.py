@@ -1,7 +1,7 @@
 """What the API document says of the OpenAI dialect's paths."""
 
 from service.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
-from service.openapi import SERVER_TIMING_HEADER, Content, Operation, Reply, Schema
+from service.openapi import EVENT_STREAM, SERVER_TIMING_HEADER, Content, Operation, Reply, Schema
 from service.routes.openai_reply import (
     Completion,
     CompletionChunk,
@@ -26,6 +26,7 @@ _IGNORED_HEADER: dict[str, Schema] = {
 }
 _STARTING = {503: Reply("No engine was ready yet.", _ERROR)}
 _NOT_FOUND = {404: Reply("No model of this name is served.", _ERROR)}
+NOTHING_NAMED = {404: Reply("There is no such model, or no such file of yours.", _ERROR)}
 BODY_ERRORS = {
     400: Reply("A field is missing, unknown, unsupported or out of bounds.", _ERROR),
     408: Reply("The body did not arrive in time.", _ERROR),
@@ -33,6 +34,7 @@ BODY_ERRORS = {
     415: Reply("The body is not JSON in UTF-8, or compressed.", _ERROR),
 }
 SERVICE_FAILURES = {
+    429: Reply("The key's quota is used up.", _ERROR),
     500: Reply("The service failed.", _ERROR),
     503: Reply("At capacity, starting, restarting, or out of device memory.", _ERROR),
     504: Reply("The request took longer than its deadline.", _ERROR),
@@ -55,13 +57,13 @@ OPENAI_OPERATIONS = (
                 "The answers.",
                 (
                     Content("application/json", Completion),
-                    Content("text/event-stream", (CompletionChunk, ErrorEnvelope)),
+                    Content(EVENT_STREAM, (CompletionChunk, ErrorEnvelope)),
                 ),
                 dict(SERVER_TIMING_HEADER) | _IGNORED_HEADER,
             )
         }
         | BODY_ERRORS
-        | _NOT_FOUND
+        | NOTHING_NAMED
         | SERVICE_FAILURES,
         tag=_TAG,
     ),
@@ -92,7 +94,7 @@ OPENAI_OPERATIONS = (
         body=(Content("application/json", TokenizeRequest),),
         replies={200: Reply("The tokens.", (Content("application/json", Tokenized),))}
         | BODY_ERRORS
-        | _NOT_FOUND
+        | NOTHING_NAMED
         | SERVICE_FAILURES,
         tag=_TAG,
     ),

@@ -3,7 +3,7 @@
 from service.openapi import SERVER_TIMING_HEADER, Content, Operation, Reply
 from service.routes.native_docs import NATIVE_FORMS
 from service.routes.native_schema import ChatRequest
-from service.routes.openai_docs import BODY_ERRORS, SERVICE_FAILURES
+from service.routes.openai_docs import BODY_ERRORS, NOTHING_NAMED, SERVICE_FAILURES
 from service.routes.openai_schema import CompletionRequest
 from service.routes.preview import Preview
 
@@ -24,6 +24,7 @@ PREVIEW_OPERATIONS = (
                 SERVER_TIMING_HEADER,
             ),
             **BODY_ERRORS,
+            **NOTHING_NAMED,
             **SERVICE_FAILURES,
         },
         tag="openai",

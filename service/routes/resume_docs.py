@@ -1,6 +1,6 @@
 """What the API document says of coming back to a stream."""
 
-from service.openapi import Content, Operation, Reply
+from service.openapi import EVENT_STREAM, Content, Operation, Reply
 
 RESUME_OPERATIONS = (
     Operation(
@@ -17,7 +17,7 @@ RESUME_OPERATIONS = (
         replies={
             200: Reply(
                 "The events, in the dialect of the request.",
-                (Content("text/event-stream", {"type": "string"}),),
+                (Content(EVENT_STREAM, {}),),
             ),
             204: Reply("The stream has ended, and all of it was told."),
             400: Reply("`Last-Event-ID` is none of this stream's."),
