@@ -3,6 +3,10 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# `pytest --hypothesis-profile=thorough` searches for an hour rather than for seconds.
+settings.register_profile("thorough", max_examples=5000, deadline=None)
 
 # Read when the library is imported, so before any test module; children inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"

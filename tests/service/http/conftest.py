@@ -154,9 +154,9 @@ class Service(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def serving(
-    engine: object, *, drain_seconds: int = 5, **settings: object
+    engine: object, *, drain_seconds: int = 5, shared: str | None = None, **settings: object
 ) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
-    """Serve the application on a free loopback port."""
+    """Serve the application on a free loopback port; its streams lie below `shared`, if given."""
     media = MediaLimits(max_images=3, max_image_bytes=100_000, max_total_bytes=150_000)
     defaults: dict[str, object] = {"media": media, "max_body_bytes": 300_000}
     pool = ImagePool(media, num_processes=1)
@@ -165,7 +165,7 @@ async def serving(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loupe-"))
         files = FileStore(chosen.files, Path(folder))
         shelf = StreamShelf(
-            Path(folder) / "streams",
+            Path(shared or folder) / "streams",
             resume_seconds=chosen.resume_seconds,
             max_streams=chosen.max_resumable_streams,
             max_bytes=chosen.max_resumable_bytes,
@@ -226,7 +226,7 @@ def service(running: Service) -> Service:
     return running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[tuple[httpx.AsyncClient, int]]]:
     """Serve otherwise: `async with serve(engine, request_timeout_seconds=1) as (client, port)`."""
     return serving
