@@ -238,7 +238,7 @@ class Engine:
         self._next_deadline = min(deadlines, default=math.inf)
 
     def _give_up_displaced(self) -> None:
-        if not self.gate.take_displaced():
+        if not self.gate.num_displaced:
             return
         displaced = [r for r, ticket in self._tickets.items() if ticket.is_displaced]
         wait = self.gate.figures().predicted_wait_seconds

@@ -43,7 +43,10 @@ class GateFigures(NamedTuple):
 
 
 class Gate:
-    """Counts what is in the engine; every method may be called from any thread."""
+    """Counts what is in the engine; every method may be called from any thread.
+
+    num_displaced: tickets that have lost their place and are not given up yet.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Gate:
         self._accounts: dict[str, _Account] = {}
         self._num_refused: Counter[RefusalCode] = Counter()
         self._is_draining = False
-        self._has_displaced = False
+        self.num_displaced = 0
 
     def admit(self, generate: Generate) -> Ticket | Refused:
         """Let a request in or turn it away, at once."""
@@ -96,6 +99,7 @@ class Gate:
             if ticket.is_displaced:
                 # Too late to give it up: the queue is over its bound by this one.
                 ticket.is_displaced = False
+                self.num_displaced -= 1
             else:
                 self._backlog.remove(ticket)
             self._backlog.num_running += ticket.num_open
@@ -112,16 +116,13 @@ class Gate:
             account = self._accounts[ticket.account]
             account.num_requests -= 1
             if not ticket.has_begun:
-                if not ticket.is_displaced:
+                if ticket.is_displaced:
+                    self.num_displaced -= 1
+                else:
                     self._backlog.remove(ticket)
                 if not generate.is_replay:
                     account.meter.charge(num_tokens=-len(generate.prompt_token_ids))
             self._forget_if_idle(ticket.account)
-
-    def take_displaced(self) -> bool:
-        """Tell, once, whether tickets were displaced since the last time."""
-        has_displaced, self._has_displaced = self._has_displaced, False
-        return has_displaced
 
     def charge(self, num_tokens: Mapping[str, int]) -> None:
         """Charge output tokens to their accounts."""
@@ -199,7 +200,9 @@ class Gate:
         if not isinstance(displaced, list):
             return _refusal(ticket, RefusalCode.OVERLOADED, displaced)
         for other in displaced:
-            other.is_displaced = self._has_displaced = True
+            other.is_displaced = True
+        self.num_displaced += len(displaced)
+        self._num_refused[RefusalCode.OVERLOADED] += len(displaced)
         return None
 
     def _seconds_late(self, ticket: Ticket, now: float) -> float:

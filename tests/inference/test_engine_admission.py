@@ -137,6 +137,28 @@ def test_a_full_queue_gives_up_the_newest_of_who_has_most(kit, models, asked, to
     assert engine.gate.figures().queued == (0, 0, 0)
 
 
+def test_a_request_that_lost_its_place_before_it_was_taken_is_given_up(kit, models, asked, tokens):
+    """Reading threads may be ahead of the loop by more than one request, and by a step."""
+    engine = kit.make_engine(models["dense"], max_num_seqs=1, max_queued_requests=1)
+    late = [
+        engine.gate.admit(kit.generate(asked, f"heavy {number}", caller="heavy"))
+        for number in range(2)
+    ]
+    engine.add(YOU, kit.generate(asked, "light", caller="light"))
+    answers = kit.answers()
+    answers.take(engine.step())
+
+    for ticket in late:
+        engine.take(kit.owner, ticket)
+    kit.run(engine, answers)
+
+    assert {name: refused.code for name, refused in answers.refused.items()} == {
+        "heavy 1": RefusalCode.OVERLOADED
+    }
+    assert answers.token_ids["light", 0] == answers.token_ids["heavy 0", 0] == tokens
+    assert engine.stats().num_overloaded == 1
+
+
 def test_pictures_of_callers_take_turns(kit, models):
     engine = kit.make_engine(models["dense"], max_num_seqs=1, embedding_cache_bytes=0)
     encode, encoded = engine.runner.encode, []
