@@ -40,6 +40,7 @@ from service.metrics.process_metrics import ProcessMetrics
 from service.restart_budget import RestartBudget
 from service.succession import Succession
 from service.threads import plan_threads, variables_set
+from service.tracing.settings import tracing_is_installed
 
 _TICK_SECONDS = 1.0
 _CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
@@ -103,6 +104,7 @@ def serve(settings: Settings, entries: Entries) -> int:
     configure_logging(_log_config(settings, "supervisor"))
     allow_many_connections()
     try:
+        _require_extras(settings)
         with (
             received_signals() as signals,
             listening_socket(settings.host, settings.port) as listener,
@@ -386,6 +388,16 @@ class _Supervisor:
                 log.warning("process_killed", child=child.name, pid=child.pid)
                 child.kill()
             child.reap()
+
+
+def _require_extras(settings: Settings) -> None:
+    """Refuse what was asked for and is not installed.
+
+    Raises:
+        CannotServe: it would be missed only once it is needed.
+    """
+    if settings.tracing.otel_endpoint and not tracing_is_installed():
+        raise CannotServe("otel_endpoint needs the extra `otel`: pip install 'loupe[otel]'")
 
 
 def _log_config(settings: Settings, process: str) -> LogConfig:

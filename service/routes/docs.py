@@ -9,6 +9,7 @@ from service.access.open_paths import OpenPaths
 from service.openapi import render_document
 from service.routes.admin_docs import ADMIN_OPERATIONS
 from service.routes.files_docs import FILE_OPERATIONS
+from service.routes.metrics_docs import METRICS_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
 from service.routes.preview_docs import PREVIEW_OPERATIONS
@@ -23,6 +24,7 @@ OPERATIONS = (
     *PREVIEW_OPERATIONS,
     *RESUME_OPERATIONS,
     *ADMIN_OPERATIONS,
+    *METRICS_OPERATIONS,
 )
 
 # The browser itself refuses what the page would fetch from elsewhere.

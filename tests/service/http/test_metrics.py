@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 
 import anyio
@@ -142,6 +143,19 @@ async def test_a_client_that_leaves_while_its_picture_is_fetched(new_engine, ser
             found = await figures(client)
 
     assert found["loupe_image_fetch_seconds_count"] == 1
+
+
+async def test_a_reply_tells_its_times_although_nothing_could_be_fetched(new_engine, serve):
+    async with serve(new_engine()) as (client, _):
+        question = {"text": "What?", "image_url": "http://127.0.0.1/a.png"}
+        reply = await client.post("/v1/chat", json=question)
+        found = await figures(client)
+
+    assert reply.status_code == 400
+    assert re.fullmatch(
+        r"image_fetch;dur=[0-9.]+, total;dur=[0-9.]+", reply.headers["server-timing"]
+    )
+    assert found["loupe_images_refused_total{reason=image_url_refused}"] == 1
 
 
 async def test_the_engines_last_word_tells_a_prompt_from_the_queue():
