@@ -7,6 +7,8 @@ import msgspec
 
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
+_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+
 
 class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where traces go.
@@ -27,7 +29,7 @@ def tracing_is_wanted(settings: TracingSettings, environ: Mapping[str, str]) -> 
 
 def tracing_is_installed() -> bool:
     """Tell whether the `otel` extra is there, without importing it."""
-    return all(
-        importlib.util.find_spec(package) is not None
-        for package in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
-    )
+    try:
+        return all(map(importlib.util.find_spec, _PACKAGES))
+    except ModuleNotFoundError:  # of a package's parent
+        return False

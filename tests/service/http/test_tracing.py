@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tracing.settings import TracingSettings, tracing_is_wanted
+from service.tracing.settings import TracingSettings, tracing_is_installed, tracing_is_wanted
 
 ROOT = Path(__file__).parents[3]
 QUESTION = {"input_type": "text_only", "text": "What is this?"}
@@ -30,6 +30,12 @@ NOWHERE = TracingSettings(otel_endpoint="http://127.0.0.1:9")
 )
 def test_traces_are_sent_where_a_setting_or_variable_says(endpoint, environ, wanted):
     assert tracing_is_wanted(TracingSettings(otel_endpoint=endpoint), environ) is wanted
+
+
+def test_a_missing_extra_is_noticed_before_it_is_needed(monkeypatch):
+    assert tracing_is_installed()
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert not tracing_is_installed()
 
 
 def test_a_service_without_traces_imports_nothing_for_them():
