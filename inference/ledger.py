@@ -11,6 +11,8 @@ the first word covers it, so that a writer which dies between the two leaves not
 
 import mmap
 import os
+import sys
+import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from multiprocessing.reduction import DupFd
@@ -255,7 +257,11 @@ class _Reader:
 
 def shared_ledger(num_slabs: int) -> Ledger:
     """Make memory that is gone with the last process that has it, however that ends."""
-    descriptor = os.memfd_create("loupe-ledger")
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("loupe-ledger")
+    else:
+        with tempfile.TemporaryFile() as file:  # without a name from the start
+            descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, num_slabs * SLAB_BYTES)
     return Ledger(num_slabs, descriptor)
 
