@@ -71,7 +71,9 @@ def create_app(
     fetcher = Fetcher(settings.fetch, settings.media)
     chat = Chat(engine, MediaIntake(settings.media, pool, fetcher, files))
     health = HealthRoutes(chat)
-    streams = shelf and ResumableStreams(shelf, engine, lambda: health.is_stopping)
+    streams = shelf and ResumableStreams(
+        shelf, engine, lambda: health.is_stopping, settings.max_body_bytes
+    )
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
 

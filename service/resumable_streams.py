@@ -45,12 +45,17 @@ class ResumableStreams:
     """One worker's part in the streams of all workers."""
 
     def __init__(
-        self, shelf: StreamShelf, engine: ConnectedEngine, is_stopping: Callable[[], bool]
+        self,
+        shelf: StreamShelf,
+        engine: ConnectedEngine,
+        is_stopping: Callable[[], bool],
+        max_body_bytes: int,
     ) -> None:
         """is_stopping: whether the whole service ends, so that there is nowhere to come back to."""
         self._is_stopping = is_stopping
         self._shelf = shelf
         self._engine = engine
+        self._max_body_bytes = max_body_bytes
         self._productions: dict[Path, Production] = {}
         self._app: ASGIApp | None = None
 
@@ -125,14 +130,14 @@ class ResumableStreams:
             request_id=kept.request.request_id,
             resumption=resumption,
             stages=StageTimes(),
-            facts={},
             entered={},
         )
         asked = _Asked(kept)
         production = Production(asked.receive, asked.send, resumption, self._shelf.is_abandoned)
         asked.production = production
         self._productions[path] = production
-        tasks.start_soon(self._go_on, production, _scope_again(scope, kept, record))
+        asked_scope = _scope_again(scope, kept, record)
+        tasks.start_soon(self._go_on, production, asked_scope, tasks.cancel_scope)
 
     async def keep_swept(self) -> None:
         """Take away the journals that nobody came back for, until cancelled."""
@@ -142,22 +147,28 @@ class ResumableStreams:
 
     async def _begin(self, app: ASGIApp, scope: HTTPScope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
-        record.resumption = resumption = Resumption(partial(self._new_journal, scope, record))
+        resumption = Resumption(partial(self._new_journal, scope, record), self._max_body_bytes)
+        record.resumption = resumption
         production = Production(receive, send, resumption, self._shelf.is_abandoned)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._produce, production, app, scope)
-            await production.decided.wait()
-            journal = resumption.journal
-            if production.is_stream and journal is not None:
-                self._productions[journal.path] = production
-                follower = StreamFollower(self, journal.path, headers=production.headers)
-                await follower(scope, receive, send)
-                if follower.is_cut:
-                    tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._produce, production, app, scope, tasks.cancel_scope)
+                await production.decided.wait()
+                journal = resumption.journal
+                if production.is_stream and journal is not None:
+                    self._productions[journal.path] = production
+                    follower = StreamFollower(self, journal.path, headers=production.headers)
+                    await follower(scope, receive, send)
+                    if follower.is_cut:
+                        tasks.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():
+            pass  # the server has no more time; whoever could be told was told
         if production.failure is not None:
             raise production.failure
 
-    async def _go_on(self, production: Production, scope: HTTPScope) -> None:
+    async def _go_on(
+        self, production: Production, scope: HTTPScope, life: anyio.CancelScope
+    ) -> None:
         if self._app is None:
             raise RuntimeError("The layer is around nothing.")
         logger.info("stream_adopted", request_id=record_of(scope).request_id)
@@ -166,13 +177,15 @@ class ResumableStreams:
                 await self._engine.wait_ready()
         except ServiceError:
             pass  # the application says so
-        await self._produce(production, self._app, scope)
+        await self._produce(production, self._app, scope, life)
         if production.failure is not None:
             logger.error("Unhandled error in a stream", exc_info=production.failure)
 
-    async def _produce(self, production: Production, app: ASGIApp, scope: Scope) -> None:
+    async def _produce(
+        self, production: Production, app: ASGIApp, scope: Scope, life: anyio.CancelScope
+    ) -> None:
         try:
-            await production.run(app, scope)
+            await production.run(app, scope, life)
         finally:
             journal = production.resumption.journal
             if journal is not None:

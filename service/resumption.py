@@ -27,19 +27,24 @@ NewJournal: TypeAlias = Callable[[bytes, Prompt, Generate], OwnedJournal]
 class Resumption:
     """One request's journal, from the moment when there is something to keep.
 
-    body: the request's, as it comes. journal: None until there is one. kept: what earlier owners
-    left; None for a request that begins here. render_error: how its dialect tells a last error.
+    journal: None until there is one. kept: what earlier owners left; None for a request that begins
+    here. render_error: how its dialect tells a last error.
     """
 
     def __init__(
         self,
         new_journal: NewJournal | None = None,
+        max_body_bytes: int = 0,
         journal: OwnedJournal | None = None,
         kept: Kept | None = None,
     ) -> None:
-        """new_journal: begins one, for a request that begins here; blocks."""
+        """new_journal: begins one, for a request that begins here; blocks.
+
+        max_body_bytes: of a request that any dialect takes.
+        """
         self._new_journal = new_journal
-        self.body: list[bytes] = []
+        self._body: list[bytes] = []
+        self._room_bytes = max_body_bytes
         self.render_error: Callable[[ServiceError], bytes] | None = None
         self.journal = journal
         self.kept = kept
@@ -50,6 +55,14 @@ class Resumption:
         if self.kept is None:
             return None
         return self.kept.request.prompt, self.kept.request.generate.visions
+
+    def add_body(self, piece: bytes) -> None:
+        """Remember what was read of the request, unless it is no question but an upload."""
+        self._room_bytes -= len(piece)
+        if self._room_bytes < 0:
+            self._body.clear()
+        else:
+            self._body.append(piece)
 
     def around(self, engine: Engine, prompt: Prompt) -> Engine:
         """Make the engine that this request asks: it keeps what comes."""
@@ -63,7 +76,8 @@ class Resumption:
         """
         if self._new_journal is None:
             raise RuntimeError("This request has a journal.")
-        body = b"".join(self.body)
+        body = b"".join(self._body)
+        self._body.clear()
         with anyio.CancelScope(shield=True):  # or nobody would close it
             self.journal = await anyio.to_thread.run_sync(self._new_journal, body, prompt, request)
 

@@ -88,9 +88,9 @@ class StreamFollower:
                 except ClientGone:
                     record_of(scope).client_gone = True
                 if self.is_cut:
-                    if (production := self._producers.producer_of(self._path)) is not None:
-                        production.cut()
                     tasks.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():
+            self.is_cut = True  # while nobody followed: there is nobody to be told
         finally:
             reader.close()
 

@@ -47,21 +47,22 @@ class Production:
         self._has_body = False
         self._num_events = 0
         self._has_ended = False
-        self._is_cut = False
+        self._life = anyio.CancelScope()
         self._grown = anyio.Event()
 
-    async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Have the application answer; raises nothing but cancellation."""
+    async def run(self, app: ASGIApp, scope: Scope, life: anyio.CancelScope) -> None:
+        """Have the application answer; raises nothing but cancellation.
+
+        life: whose cancellation means that this process has no more time. Then nothing more is
+        kept, so that another goes on with what is.
+        """
+        self._life = life
         try:
             await app(scope, self._receive, self._send)
         except Exception as error:  # noqa: BLE001 - whoever waits for it raises it
             self.failure = error
         finally:
             self._leave()
-
-    def cut(self) -> None:
-        """Keep nothing more: another process goes on with what is kept."""
-        self._is_cut = True
 
     async def growth(self) -> None:
         """Wait for the next event, or for the end."""
@@ -70,7 +71,7 @@ class Production:
     async def _receive(self) -> HTTPReceiveMessage | WebSocketReceiveMessage:
         message = await self._source()
         if message["type"] == "http.request" and not self._has_body:
-            self.resumption.body.append(message["body"])
+            self.resumption.add_body(message["body"])
             self._has_body = not message["more_body"]
             return message
         # Who asked has left, or has got everything. Others may come.
@@ -81,7 +82,7 @@ class Production:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
-        if self._is_cut:
+        if self.is_stream and self._life.cancel_called:
             return
         if message["type"] == "http.response.start":
             self._decide(message["status"], [*message["headers"]])
@@ -95,7 +96,6 @@ class Production:
         is_stream = status == HTTPStatus.OK and content_type.startswith(_EVENT_STREAM)
         self.is_stream = is_stream and self.resumption.journal is not None
         self.headers = headers
-        self.resumption.body.clear()
         self.decided.set()
 
     def _keep(self, piece: bytes, *, is_last: bool) -> None:
@@ -115,7 +115,7 @@ class Production:
 
     def _leave(self) -> None:
         journal = self.resumption.journal
-        if journal is not None and (self._has_ended or self._is_cut):
+        if journal is not None and (self._has_ended or self._life.cancel_called):
             journal.close()
         elif journal is not None:
             journal.discard()  # nobody came back, or it was no stream

@@ -1,6 +1,7 @@
 """Workers come and go under load, and no client notices."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -142,18 +143,22 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(start_service, a
     service = start_service("--workers", "1", "--drain-seconds", "0.5")
     engine = service.inference()
     streams: list[list[dict]] = [[] for _ in range(16)]
+    question = ask("Count from 1 to 30")
 
-    def read(told: list[dict]) -> None:
+    def read(told: list[dict], headers: dict[str, str]) -> None:
         with (
             contextlib.suppress(httpx.TransportError),  # too late to be taken
             httpx.Client(base_url=service.url, timeout=60) as client,
-            client.stream("POST", "/v1/chat/stream", json=ask("Count from 1 to 30")) as response,
+            client.stream("POST", "/v1/chat/stream", json=question, headers=headers) as response,
         ):
             told.extend(
                 json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")
             )
 
-    threads = [threading.Thread(target=read, args=[told]) for told in streams]
+    kinds = itertools.cycle([{}, {"x-resumable": "true"}])
+    threads = [
+        threading.Thread(target=read, args=pair) for pair in zip(streams, kinds, strict=False)
+    ]
     for thread in threads:
         thread.start()
     wait_until(lambda: any(streams))

@@ -163,7 +163,7 @@ async def serving(
     chosen = Settings(**{**defaults, **settings})  # type: ignore[arg-type]
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loupe-"))
-        files = FileStore(chosen.files, Path(folder))
+        files = FileStore(chosen.files, Path(folder) / "files")
         shelf = StreamShelf(
             Path(shared or folder) / "streams",
             resume_seconds=chosen.resume_seconds,
