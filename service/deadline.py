@@ -34,7 +34,7 @@ class Deadline:
         with Attendance(request.receive, deadline) as attendance:
             asked = ...                     # read the body
             deadline.cut(asked.deadline_ms)
-            exchange = chat.begin(..., deadline=deadline)
+            exchange = Exchange(..., deadline=deadline)
             attendance.watch()
 
     ends_at: on the event loop's clock. spent: what was computed so far, for the error's body.

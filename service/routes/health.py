@@ -15,6 +15,7 @@ from inference.protocol import SamplingParams
 from service.chat import Chat
 from service.conversation import Conversation, Message, TextPart
 from service.errors import DeadlineExceeded, ServiceError
+from service.exchange import Exchange
 from service.request_log import RequestRecord
 from service.routes.native import gigabytes
 
@@ -116,7 +117,7 @@ class HealthRoutes:
         record = RequestRecord(f"health-{uuid4().hex}")
         try:
             with anyio.fail_after(_TRIAL_SECONDS):
-                await self._chat.begin(_TRIAL, record).texts()
+                await Exchange(self._chat, _TRIAL, record).texts()
         except TimeoutError:
             return DeadlineExceeded().code
         except ServiceError as error:

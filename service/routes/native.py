@@ -15,12 +15,13 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
 from service.attendance import Attendance
-from service.chat import Chat, Exchange
+from service.chat import Chat
 from service.config import Settings
 from service.deadline import Deadline
 from service.error_reply import Envelope
 from service.errors import DeadlineExceeded, ServiceError
 from service.event_stream import EventStream
+from service.exchange import Exchange
 from service.request_log import RequestRecord, record_of
 from service.routes.native_input import read_question
 from service.routes.native_schema import (
@@ -119,7 +120,8 @@ class NativeRoutes:
         settings = self._settings
         question = await read_question(request.scope, request.receive, settings.max_body_bytes)
         deadline.cut(question.deadline_ms)
-        return self._chat.begin(
+        return Exchange(
+            self._chat,
             question.conversation,
             record,
             default_max_tokens=question.default_max_tokens,

@@ -13,10 +13,11 @@ from msgspec import UNSET
 from inference.protocol import ModelFacts
 from service.attendance import Attendance
 from service.body import read_json_body
-from service.chat import Chat, Exchange
+from service.chat import Chat
 from service.config import Settings
 from service.deadline import Deadline
 from service.event_stream import EventStream
+from service.exchange import Exchange
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
 from service.routes.openai_fields import decode_request, ignored_headers
@@ -84,7 +85,8 @@ class OpenAIRoutes:
         model = self._chat.model
         check_model(asked.model, model)
         check_num_answers(asked.n, self._chat.engine.limits)
-        exchange = self._chat.begin(
+        exchange = Exchange(
+            self._chat,
             conversation_of(asked, model),
             record,
             default_max_tokens=names_no_limit(asked),

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET
 
 from service.answer import AnswerDelta
-from service.chat import Exchange
 from service.error_reply import error_envelope
 from service.errors import ServiceError
+from service.exchange import Exchange
 from service.routes.openai_answer import (
     AnswerEvent,
     AnswerReader,

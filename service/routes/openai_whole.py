@@ -8,8 +8,8 @@ from msgspec import UNSET
 
 from inference.protocol import TokenLogprob
 from service.answer import AnswerDelta, AnswerFinish
-from service.chat import Exchange
 from service.detokenizer import Vocabulary
+from service.exchange import Exchange
 from service.routes.openai_answer import (
     AnswerEvent,
     AnswerReader,
