@@ -1,73 +1,107 @@
-"""`loupe serve | check | keys | settings | version`: reads the settings, then hands over.
+"""`loupe COMMAND`: reads the command line, then hands over.
 
 It imports neither the web stack nor the model, so that help comes at once.
 """
 
-import argparse
 import importlib.metadata
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from service.access.key_file import KeyFileError, add_key, read_keys
+from service.client.address import KEY_VARIABLE
+from service.command_parser import COMMANDS, Parsers, make_parsers, unknown_command
 from service.options import (
-    Option,
     Resolved,
     SettingsError,
     nearest,
-    options,
     render_env_example,
     render_markdown,
     resolve,
 )
 
 _USAGE_ERROR = 2
-
-_SUMMARY = "Serve a Qwen3-VL vision-language model over HTTP."
-_SOURCES_NOTE = """\
-Every setting is a flag (--max-model-len 4096), an environment variable (LOUPE_MAX_MODEL_LEN=4096)
-and a line of the settings file (max_model_len = 4096); the first of these that is there counts.
-"""
-_GROUP_TITLES = {
-    "access": "who may ask",
-    "connections": "connections",
-    "engine": "model and engine",
-    "media": "pictures",
-    "service": "HTTP, processes and log",
-}
+_FLAG = re.compile(r"--[a-z][a-z-]*")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 2 for a mistake in the command line or the settings."""
-    parser = _parser()
-    parsed, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [option.flag for option in options().values()]
-        word = unknown[0].partition("=")[0]
-        parser.error(f"{word}: unknown argument{nearest(word, flags)}")
-    values: dict[str, str] = vars(parsed)
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed == ["--version"]:
+        typed = ["version"]
+    parsers = make_parsers()
+    if typed and not typed[0].startswith("-") and typed[0] not in COMMANDS:
+        parsers.main.error(unknown_command(typed[0]))
+    parsed, unknown = parsers.main.parse_known_args(typed)
+    values: dict[str, Any] = vars(parsed)
     command = values.pop("command")
+    if command == "ask" and not any(word.startswith("--") for word in unknown):
+        # argparse takes words up to the first flag; those behind it are left to us.
+        values["words"] = [*values.get("words", []), *unknown]
+    elif unknown:
+        _refuse(parsers, command, unknown[0])
     try:
-        return _run(command, values)
+        return _run(command, values, parsers, typed)
     except (SettingsError, KeyFileError) as error:
         print(f"loupe: {error}", file=sys.stderr)
         return _USAGE_ERROR
 
 
-def _run(command: str, values: dict[str, str]) -> int:
-    if command == "version":
-        print(f"loupe {_version()}")
-        return 0
-    if command == "settings":
-        print({"env": render_env_example, "markdown": render_markdown}[values["as"]](), end="")
-        return 0
-    if command == "keys":
-        return _add_key(values)
+def _refuse(parsers: Parsers, command: str, argument: str) -> None:
+    parser = parsers.commands[command]
+    word = argument.partition("=")[0]
+    parser.error(f"{word}: unknown argument{nearest(word, _FLAG.findall(parser.format_help()))}")
+
+
+def _run(command: str, values: dict[str, Any], parsers: Parsers, typed: Sequence[str]) -> int:
+    match command:
+        case "version":
+            print(f"loupe {_version()}")
+        case "settings":
+            text = {"env": render_env_example, "markdown": render_markdown}[values["as"]]()
+            print(text, end="")
+        case "completion":
+            from service.completion import completion_script
+
+            print(completion_script(parsers, values["shell"]))
+        case "keys":
+            return _add_key(values)
+        case "ask":
+            return _ask(values, parsers)
+        case "bench":
+            from service.load.bench import BenchOptions, bench
+
+            return bench(msgspec.convert(values, BenchOptions))
+        case _:
+            return _serve_or_check(command, values, typed)
+    return 0
+
+
+def _ask(values: dict[str, Any], parsers: Parsers) -> int:
+    from service.client.ask import AskOptions, ask
+
+    if not values.get("words"):
+        parsers.commands["ask"].error("name a picture, a question, or both")
+    return ask(msgspec.convert(values, AskOptions))
+
+
+def _serve_or_check(command: str, values: dict[str, Any], typed: Sequence[str]) -> int:
     resolved = resolve(values, os.environ)
     if resolved.settings.access.api_keys:
         read_keys(Path(resolved.settings.access.api_keys))  # a mistake in it is told at once
-    return _serve(resolved) if command == "serve" else _check(resolved)
+    elif KEY_VARIABLE in os.environ:
+        # One letter less than the setting: a service that was meant to ask for keys would not.
+        raise SettingsError(
+            f"{KEY_VARIABLE} is the key that clients present; which keys are taken here is a file, "
+            f"named by LOUPE_API_KEYS. Unset {KEY_VARIABLE} to serve without keys"
+        )
+    return _serve(resolved) if command == "serve" else _check(resolved, typed[1:])
 
 
 def _version() -> str:
@@ -77,7 +111,7 @@ def _version() -> str:
         return "(run from its sources, not installed)"
 
 
-def _add_key(values: dict[str, str]) -> int:
+def _add_key(values: dict[str, Any]) -> int:
     named = values.get("api_keys") or resolve({}, os.environ).settings.access.api_keys
     if not named:
         raise SettingsError("say which file: --api-keys PATH, or LOUPE_API_KEYS")
@@ -94,77 +128,14 @@ def _serve(resolved: Resolved) -> int:
     return serve(resolved.settings, ENTRIES)
 
 
-def _check(resolved: Resolved) -> int:
+def _check(resolved: Resolved, flags: Sequence[str]) -> int:
     from service.check import check
 
     findings = check(resolved)
     print(findings.report, end="")
-    return 1 if findings.problems else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loupe", description=_SUMMARY, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_text in (
-        ("serve", "run the service until it is stopped"),
-        ("check", "say what would be served, with which memory, and whether anything is missing"),
-    ):
-        command = commands.add_parser(
-            name,
-            help=help_text,
-            usage=f"loupe {name} [--config PATH] [--SETTING VALUE ...]",
-            description=f"{help_text[0].upper()}{help_text[1:]}.",
-            epilog=_SOURCES_NOTE,
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-        )
-        command.add_argument("--config", metavar="PATH", help="settings file in TOML")
-        _add_settings(command)
-    _add_key_actions(commands.add_parser("keys", help="make an API key"))
-    settings = commands.add_parser("settings", help="list every setting with its default")
-    settings.add_argument(
-        "--as", choices=("env", "markdown"), default="env", help="the list's form"
-    )
-    commands.add_parser("version", help="print the version")
-    return parser
-
-
-def _add_key_actions(keys: argparse.ArgumentParser) -> None:
-    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add = actions.add_parser(
-        "add",
-        help="print a new key once, and add its hash to the key file",
-        description="Print a new key once, and add its hash to the key file. A running service "
-        "takes it within seconds. To replace a key, add another of the same name, then delete the "
-        "old one's table from the file.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    add.add_argument("name", metavar="NAME", help="who gets it, for logs and quotas")
-    add.add_argument("--api-keys", metavar="PATH", help="the key file (default: LOUPE_API_KEYS)")
-    add.add_argument("--tenant", help="share files and caches with its other keys (default: NAME)")
-    add.add_argument("--admin", action="store_true", help="open the admin routes")
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    names = dict.fromkeys(option.group for option in options().values())
-    groups = {name: command.add_argument_group(_GROUP_TITLES.get(name, name)) for name in names}
-    for option in options().values():
-        if option.type is bool:
-            groups[option.group].add_argument(
-                option.flag,
-                nargs="?",
-                const="true",
-                metavar="true|false",
-                dest=option.name,
-                help=_help(option),
-            )
-        else:
-            groups[option.group].add_argument(
-                option.flag, metavar="VALUE", dest=option.name, help=_help(option)
-            )
-
-
-def _help(option: Option) -> str:
-    default = "" if option.default_text == "" else f" (default: {option.default_text})"
-    return (option.help + default).replace("%", "%%")
+    print("\nnext:")
+    if findings.problems:
+        print(f"  mend the problems, then again: {shlex.join(['loupe', 'check', *flags])}")
+        return 1
+    print(f"  {shlex.join(['loupe', 'serve', *flags])}")
+    return 0

@@ -17,10 +17,13 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 
+from service.client.address import KEY_VARIABLE, URL_VARIABLE
 from service.config import Settings
 
 VARIABLE_PREFIX = "LOUPE_"
 CONFIG_VARIABLE = "LOUPE_CONFIG"
+# The last two are those of the commands that ask a server.
+_NO_SETTINGS = (CONFIG_VARIABLE, URL_VARIABLE, KEY_VARIABLE)
 
 Source: TypeAlias = Literal["flag", "environment", "file", "default"]
 
@@ -194,7 +197,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, object]:
     by_variable = {option.variable: option for option in options().values()}
     values: dict[str, object] = {}
     for variable, text in sorted(environ.items()):
-        if not variable.startswith(VARIABLE_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(VARIABLE_PREFIX) or variable in _NO_SETTINGS:
             continue
         if _SERVICE_LINK.fullmatch(variable) and (variable not in by_variable or "://" in text):
             raise SettingsError(

@@ -9,48 +9,48 @@ README.md beside this says what is measured, and how.
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
-import machine
-from report import write_report
-from rounds import Measurement, Plan, Target, tell
-from scenarios import SCENARIOS
-from servers import ROOT, Server, server_named
+from checkout import ROOT, commit, program_line
+from servers import Server, server_named
+from turns import Turns, describe, memory_table
+
+from service.load import machine
+from service.load.report import Surroundings, write_report
+from service.load.rounds import Measurement, Plan, tell
+from service.load.scenarios import SCENARIOS
 
 
 def main() -> None:
     """Measure, write the report, and print its table."""
     options = _parser().parse_args()
+    levels = options.concurrency.split(",") if options.concurrency else []
     plan = Plan(
-        levels=tuple(int(level) for level in options.concurrency.split(",")),
+        levels=tuple(int(level) for level in levels),
         rounds=options.rounds,
         seconds=options.seconds,
         rate=options.rate,
         patience=options.patience,
-        model=options.model,
-        output=options.output.resolve(),
     )
     names = list(SCENARIOS) if options.scenarios == "all" else options.scenarios.split(",")
     if unknown := [name for name in names if name not in SCENARIOS]:
         raise SystemExit(f"chat_image.py: no such scenario: {', '.join(unknown)}")
     scenarios = [SCENARIOS[name] for name in names]
     servers = _servers(options)
-    plan.output.mkdir(parents=True, exist_ok=True)
-    facts = machine.facts()
+    output = options.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    facts = machine.facts({"commit": commit()}, program_line())
     measurement = Measurement(plan)
+    turns = Turns(measurement, options.model, output)
     try:
-        if options.running:
-            dialect, _, url = options.running.partition("=")
-            target = Target("running", url, dialect, options.model)
-            for number, scenario in itertools.product(range(plan.rounds), scenarios):
-                measurement.measure(target, number, scenario)
-        else:
-            measurement.run(servers, scenarios)
+        turns.run(servers, scenarios)
     except KeyboardInterrupt:
         tell("stopped; the report has what was measured")
     finally:
-        print(write_report(plan.output, facts, measurement))
+        around = Surroundings(
+            facts, describe(turns), memory_table(turns), {"servers": turns.servers}
+        )
+        print(write_report(output, around, measurement.results))
 
 
 def _servers(options: argparse.Namespace) -> list[Server]:
@@ -77,15 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--peer", action="append", default=[], metavar="NAME=VENV",
         help="a peer's environment")  # fmt: skip
     add("--scenarios", default="chat-image", help=f"all, or of: {', '.join(SCENARIOS)}")
-    add("--concurrency", default="1,8,32")
+    add("--concurrency", default="", help="default: each scenario's own")
     add("--rounds", type=int, default=3)
     add("--seconds", type=float, default=5, help="for which each run asks new questions")
     add("--rate", type=float, default=2, help="requests a second in `mixed`")
     add("--patience", type=float, default=300, help="seconds to wait for an answer")
     add("--model", default="mid", help="mid, mid-moe, demo, or a checkpoint's folder")
-    add("--loupe-dialect", default="native", help="native or openai")
+    add("--loupe-dialect", default="openai", help="openai or native")
     add("--loupe-args", default="", help='further settings: "--workers 1 --thread-wait bounded"')
-    add("--running", metavar="DIALECT=URL", help="measure this server, started by yourself")
     add("--output", type=Path, default=ROOT / "bench-results", help="folder for the report")
     return parser
 

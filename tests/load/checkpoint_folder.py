@@ -9,8 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-DEMO = HERE.parents[1] / "inference" / "demo" / "checkpoint"
+from checkout import HERE, ROOT
+
+DEMO = ROOT / "inference" / "demo" / "checkpoint"
 CACHE = Path(tempfile.gettempdir()) / "loupe-bench"
 
 

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from checkout import ROOT
 from checkpoint_folder import checkpoint_folder
-from client import Answer, Load
-from dialects import presence_penalty
-from figures import Figures, summarise
-from scenarios import SCENARIOS, Ask, Scenario, number_of
-from servers import ROOT, clean_environ
+from servers import clean_environ
 
 from inference.config import EngineConfig
 from inference.protocol import Delta, Generate, SamplingParams, Vision
 from service.config import Settings
 from service.conversation import Bytes, MediaPart, Message, TextPart
+from service.load.client import Answer, Load
+from service.load.dialects import presence_penalty
+from service.load.figures import Figures, summarise
+from service.load.rounds import WARM_UP_LEVEL
+from service.load.scenarios import SCENARIOS, Ask, Scenario, number_of
 from service.media.budget import MediaLimits
 from service.media.decode import DecodedImage, SourceBounds, decode
 from service.media.resize import ResizeBounds
@@ -37,7 +39,6 @@ from service.threads import plan_threads
 if TYPE_CHECKING:
     from inference.engine import Engine
 
-_WARM_UP_LEVEL = 999
 _MAX_SECONDS = 1800
 
 
@@ -187,7 +188,7 @@ def main() -> None:
 
     engine = build_engine(EngineConfig(model=str(folder)))
     questions = Questions(engine)
-    warm_up = questions.make(SCENARIOS["chat-image"], options.round, _WARM_UP_LEVEL, 9)
+    warm_up = questions.make(SCENARIOS["chat-image"], options.round, WARM_UP_LEVEL, 9)
     closed_loop(engine, warm_up, 8, 0)
     for level in map(int, options.concurrency.split(",")):
         count = max(int(scenario.most_per_second * options.seconds), 2 * level)

@@ -1,4 +1,4 @@
-"""A server that answers at once, in the native dialect, with nothing behind it.
+"""A server that answers at once, in both dialects, with nothing behind it.
 
 Usage: null_server.py PORT [FAULT]. It shows what the load generator itself can carry; with a fault
 (`error-event`, `short`, `cut`, `blind`, `empty`, `status`, `hang-up`) it shows what the generator
@@ -10,28 +10,43 @@ import json
 import sys
 
 _OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-_READY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+_MODELS = b'{"object":"list","data":[{"id":"null","object":"model"}]}'
+_READY = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS)
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nfull"
 
 
-def answer(body: bytes, fault: str) -> bytes:
+def answer(head: bytes, body: bytes, fault: str) -> bytes:
     """Write the whole reply to one request."""
     if fault == "status":
         return _FULL
-    num_tokens = json.loads(body)["max_new_tokens"]
-    events: list[dict[str, object]] = [{"chunk": "a ", "done": False}] * num_tokens
-    usage = {
-        "output_tokens": num_tokens - (fault == "short"),
-        "input_tokens": 1 if fault == "blind" else 10_000,
-    }
+    fields = json.loads(body)
+    is_openai = b"/v1/chat/completions " in head.partition(b"\r\n")[0]
+    num_tokens = fields["max_tokens" if is_openai else "max_new_tokens"]
+    has_pictures = b";base64," in body
+    num_answered = num_tokens - (fault == "short")
+    num_asked = 10_000 if has_pictures and fault != "blind" else 10
+    events = (_openai if is_openai else _native)(num_tokens, num_answered, num_asked)
     if fault == "empty":
-        events = []
+        del events[:num_tokens]
     if fault == "error-event":
-        events[3:] = [{"error": "broken", "done": True}]
-    elif fault != "cut":
-        events.append({"chunk": "", "done": True, "usage": usage})
-    chunks = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+        events[3:] = [json.dumps({"error": "broken", "done": True})]
+    if fault == "cut":
+        del events[num_tokens:]
+    chunks = [f"data: {event}\n\n".encode() for event in events]
     return _OK + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+
+
+def _native(num_tokens: int, num_answered: int, num_asked: int) -> list[str]:
+    usage = {"output_tokens": num_answered, "input_tokens": num_asked}
+    pieces: list[dict[str, object]] = [{"chunk": "a ", "done": False}] * num_tokens
+    last = {"chunk": "", "done": True, "usage": usage}
+    return [json.dumps(event) for event in (*pieces, last)]
+
+
+def _openai(num_tokens: int, num_answered: int, num_asked: int) -> list[str]:
+    usage = {"completion_tokens": num_answered, "prompt_tokens": num_asked}
+    pieces: list[dict[str, object]] = [{"choices": [{"delta": {"content": "a "}}]}] * num_tokens
+    return [*(json.dumps(event) for event in (*pieces, {"choices": [], "usage": usage})), "[DONE]"]
 
 
 async def serve(port: int, fault: str) -> None:
@@ -44,7 +59,7 @@ async def serve(port: int, fault: str) -> None:
                     writer.write(_READY)
                     continue
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                reply = answer(await reader.readexactly(length), fault)
+                reply = answer(head, await reader.readexactly(length), fault)
                 if fault == "hang-up":
                     writer.write(reply[: len(reply) // 2])
                     writer.close()

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import psutil
+from checkout import HERE, ROOT
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 START_SECONDS = 900
 _STOP_SECONDS = 60
 _MIB = 1024 * 1024

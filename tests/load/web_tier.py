@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import httptools
-import machine
 import psutil
 import uvloop
+from checkout import HERE, commit, program_line
 from checkpoint_folder import DEMO
-from client import post
-from servers import HERE, Running, Server, versions
+from servers import Running, Server, versions
+
+from service.load import machine
+from service.load.client import post
 
 _WARM_UP_SECONDS = 0.5
 
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
     log = Path(tempfile.mkstemp(prefix="loupe-web-tier-", suffix=".log")[1])
-    for name, value in machine.facts().items():
+    for name, value in machine.facts({"commit": commit()}, program_line()).items():
         print(f"* {name}: {value}")
     print("* " + ", ".join(" ".join(pair) for pair in versions(_servers(KINDS[0])[0]).items()))
     print("\n| load | server | a second | a CPU second of the server | failures |")

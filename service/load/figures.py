@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
-from client import Load
+
+from service.load.client import Load
 
 
 class Figures(msgspec.Struct, kw_only=True):
@@ -26,6 +27,7 @@ class Figures(msgspec.Struct, kw_only=True):
     itl_p50: float | None = None
     itl_p99: float | None = None
     latency_p50: float | None = None
+    latency_p99: float | None = None
     huge_ttft: float | None = None
     generator_cores: float = 0.0
     generator_ms_per_request: float = 0.0
@@ -37,6 +39,7 @@ def summarise(load: Load) -> Figures:
     plain = [answer for answer in right if answer.kind == "plain"]
     huge = [answer.event_times[0] for answer in right if answer.kind == "huge"]
     firsts = [answer.event_times[0] for answer in plain]
+    latencies = [answer.seconds for answer in plain]
     gaps = [
         after - before
         for answer in plain
@@ -53,7 +56,8 @@ def summarise(load: Load) -> Figures:
         ttft_p99=percentile(firsts, 0.99),
         itl_p50=percentile(gaps, 0.5),
         itl_p99=percentile(gaps, 0.99),
-        latency_p50=percentile([answer.seconds for answer in plain], 0.5),
+        latency_p50=percentile(latencies, 0.5),
+        latency_p99=percentile(latencies, 0.99),
         huge_ttft=percentile(huge, 0.5),
         generator_cores=load.cpu_seconds / load.seconds,
         generator_ms_per_request=load.cpu_seconds * 1e3 / max(len(load.answers), 1),
@@ -61,7 +65,7 @@ def summarise(load: Load) -> Figures:
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
-    """The smallest sample that so many of them do not exceed; None of none."""
+    """Find the smallest sample that so many of them do not exceed; None of none."""
     if not samples:
         return None
     return sorted(samples)[min(int(share * len(samples)), len(samples) - 1)]

@@ -6,7 +6,7 @@ A request is told in no dialect yet; equal numbers give equal requests, whoever 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from pictures import photo, png
+from service.load.pictures import photo, png
 
 PHOTO_PIXELS = 512 * 512
 _WORDS = ("red", "green", "blue", "small", "large", "round", "square", "bright", "dark", "plain")
@@ -17,6 +17,7 @@ class Ask(NamedTuple):
 
     images: encoded files, each with its media type. least_prompt_tokens: an answer that counts
         fewer has not seen every picture.
+    any_length: it may end before it has max_tokens.
     """
 
     text: str
@@ -24,15 +25,16 @@ class Ask(NamedTuple):
     max_tokens: int
     least_prompt_tokens: int
     kind: Literal["plain", "huge"] = "plain"
+    any_length: bool = False
 
 
 class Scenario(NamedTuple):
     """A load.
 
-    levels: the concurrencies it is run at, of those asked for; empty: requests arrive at their own
-        times, however many are open. most_per_second: how many requests are made ready for each
-        second of load; quicker servers end early. max_pixels: area that pictures are resized to;
-        None is the checkpoint's own.
+    levels: the concurrencies it is run at unless others are asked for; empty: requests arrive at
+        their own times, however many are open. most_per_second: how many requests are made ready
+        for each second of load; quicker servers end early. max_pixels: area that pictures are
+        resized to; None is the checkpoint's own. samples: places of one request of each kind.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Scenario(NamedTuple):
     levels: tuple[int, ...]
     most_per_second: int
     max_pixels: int | None = None
+    samples: tuple[int, ...] = (0,)
 
 
 def _text(number: int) -> str:
@@ -76,7 +79,7 @@ def _mixed(number: int) -> Ask:
     """One request in thirty is huge: a picture of 3,136 tokens."""
     if number % 30 != 15:
         return _chat_image(number, 4)
-    return Ask(_text(number), (("image/png", png(4, number, side=1792)),), 32, 3136, kind="huge")
+    return Ask(_text(number), (("image/png", png(4, number, side=1792)),), 32, 3136, "huge")
 
 
 def number_of(round_number: int, level: int, place: int) -> int:
@@ -93,6 +96,6 @@ SCENARIOS = {
         Scenario("photos", _photos, (1, 8), 3, max_pixels=PHOTO_PIXELS),
         Scenario("eight-images", _eight_images, (1, 8), 10),
         Scenario("long-answers", _long_answers, (1, 8, 32), 10),
-        Scenario("mixed", _mixed, (), 10),
+        Scenario("mixed", _mixed, (), 10, samples=(0, 15)),
     )
 }

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
-from scenarios import Ask
+
+from service.load.scenarios import Ask
 
 
 class Piece(NamedTuple):
@@ -108,7 +109,8 @@ def _write_plain_openai(ask: Ask, model: str) -> dict[str, Any]:
 
 
 def _write_openai(ask: Ask, model: str) -> dict[str, Any]:
-    return _write_plain_openai(ask, model) | {"ignore_eos": True}
+    fields = _write_plain_openai(ask, model)
+    return fields if ask.any_length else fields | {"ignore_eos": True}
 
 
 def _read_openai_event(data: bytes) -> Piece:
@@ -119,7 +121,7 @@ def _read_plain_openai_event(data: bytes) -> Piece:
     """Take the reason why an answer ended for its end: not every server says `[DONE]`."""
     if data == b"[DONE]":
         return Piece(is_last=True)
-    choices = msgspec.json.decode(data).get("choices") or [{}]
+    choices: Any = msgspec.json.decode(data).get("choices") or [{}]
     return _read_openai_chunk(data)._replace(is_last=bool(choices[0].get("finish_reason")))
 
 
@@ -127,8 +129,9 @@ def _read_openai_chunk(data: bytes) -> Piece:
     event = msgspec.json.decode(data)
     if "error" in event:
         return Piece(fault=f"error event: {event['error']}", is_last=True)
-    choices, usage = event.get("choices") or [{}], event.get("usage") or {}
-    delta = choices[0].get("delta") or {}
+    choices: Any = event.get("choices") or [{}]
+    usage: Any = event.get("usage") or {}
+    delta: Any = choices[0].get("delta") or {}
     return Piece(
         text=delta.get("content") or "",
         num_tokens=usage.get("completion_tokens"),

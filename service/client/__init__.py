@@ -1,0 +1,1 @@
+"""`loupe ask`: a running server's client, on nothing but the standard library's HTTP."""

@@ -1,0 +1,1 @@
+"""Puts load on a running server and tells how it bore it. Knows HTTP, not what serves it."""
