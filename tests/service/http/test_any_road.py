@@ -113,7 +113,7 @@ def conversation(
     ]
     messages = [{"role": "user", "content": content}]
     if system is not None:
-        messages.insert(0, {"role": "system", "content": system})  # type: ignore[dict-item]
+        messages.insert(0, {"role": "system", "content": system})
     return {"model": roads.model, "messages": messages, "max_tokens": 10}
 
 
