@@ -256,7 +256,8 @@ class HttpProtocol(HttpToolsProtocol):
                 client_host=self.client[0] if self.client else None,
             )
             if self.metrics is not None:
-                self.metrics.response("other", status, refusal.code, "")
+                self.metrics.response("other", status, "")
+                self.metrics.refused(refusal.code)
             self.transport.write(refusal.answer)
         self.transport.close()
 

@@ -153,7 +153,15 @@ class RequestLog:
 class _HttpExchange:
     """One request and its response, counted just before the response's last bytes are sent."""
 
-    __slots__ = ("_is_counted", "_is_stream", "_record", "_routes", "_scope", "_send")
+    __slots__ = (
+        "_is_counted",
+        "_is_error_counted",
+        "_is_stream",
+        "_record",
+        "_routes",
+        "_scope",
+        "_send",
+    )
 
     def __init__(
         self, scope: HTTPScope, record: RequestRecord, send: Send, routes: Container[str]
@@ -164,6 +172,7 @@ class _HttpExchange:
         self._routes = routes
         self._is_stream = False
         self._is_counted = False
+        self._is_error_counted = False
 
     @property
     def route(self) -> str:
@@ -187,14 +196,18 @@ class _HttpExchange:
         """Pass on a part of the response."""
         if message["type"] == "http.response.start":
             self._start(message)
-        elif message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._count()
+        elif self._record.stage == "sending" or not message.get("more_body", False):
+            self._count()  # a stream's client may take its last event for the end
         await self._send(message)
 
     def end(self) -> None:
         """Count what no complete response has counted."""
         self._count()
-        metrics = self._record.metrics
+        record, metrics = self._record, self._record.metrics
+        if record.client_gone:
+            metrics.client_left(record.stage, record.engine_id)
+        if record.error_code is not None and not self._is_error_counted:
+            metrics.refused(record.error_code)
         metrics.request_ends()
         if self._is_stream:
             metrics.stream_ends()
@@ -217,13 +230,14 @@ class _HttpExchange:
             return
         self._is_counted = True
         record, metrics = self._record, self._record.metrics
-        metrics.response(self.route, self.status_code, record.error_code, record.caller.name)
+        metrics.response(self.route, self.status_code, record.caller.name)
+        if record.error_code is not None:
+            self._is_error_counted = True
+            metrics.refused(record.error_code)
         metrics.stages(record.stages)
-        if record.client_gone:
-            metrics.client_left(record.stage, record.engine_id)
-        elif record.error_code == _DEADLINE_EXCEEDED:
+        if record.error_code == _DEADLINE_EXCEEDED:
             metrics.deadline_missed(record.stage, record.engine_id)
-        elif record.stage == "sending":
+        elif record.stage == "sending" and not record.client_gone:
             metrics.answered(time.perf_counter() - record.started_at)
 
 

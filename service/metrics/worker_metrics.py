@@ -85,15 +85,17 @@ class WorkerMetrics:
         """Count an event stream as closed."""
         self._open_streams.add(-1)
 
-    def response(self, route: str, status: int, error_code: str | None, key: str) -> None:
+    def response(self, route: str, status: int, key: str) -> None:
         """Count a response. route: its template. key: the name of the caller's API key."""
         self.slab.counter(family.REQUESTS, route, str(status)).add()
-        if error_code is not None:
-            self.slab.counter(family.REFUSED, error_code).add()
-            if error_code.startswith(_MEDIA_CODES):
-                self.slab.counter(family.IMAGES_REFUSED, error_code).add()
         if self._by_key and key:
             self.slab.counter(family.KEY_REQUESTS, key, str(status)).add()
+
+    def refused(self, error_code: str) -> None:
+        """Count a request that ended with an error."""
+        self.slab.counter(family.REFUSED, error_code).add()
+        if error_code.startswith(_MEDIA_CODES):
+            self.slab.counter(family.IMAGES_REFUSED, error_code).add()
 
     def answered(self, seconds: float) -> None:
         """Note how long a request took that was answered."""

@@ -73,6 +73,20 @@ async def test_an_answers_usage_and_times_are_counted(fresh):
     assert found["loupe_requests_in_flight"] == 1  # the scrape itself
 
 
+async def test_a_stream_is_counted_before_its_last_event_is_read(fresh):
+    """Many clients stop reading there, and what kills the worker next must not undo it."""
+    client, _, _ = fresh
+
+    async with client.stream("POST", "/v1/chat/stream", json=QUESTION) as stream:
+        async for line in stream.aiter_lines():
+            if '"done":true' in line:
+                found = await figures(client)
+                break
+
+    assert found["loupe_requests_total{route=/v1/chat/stream}{status=200}"] == 1
+    assert found["loupe_e2e_request_latency_seconds_count"] == 1
+
+
 async def test_pictures_are_counted_with_their_pixels_and_times(fresh, picture_text):
     client, _, _ = fresh
 
