@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from itertools import count
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from pathlib import Path
 from queue import Empty, Full, Queue, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
@@ -51,7 +52,7 @@ class Mailbox:
 
     def __init__(self, address: str, authkey: bytes) -> None:
         """Listen on a Unix socket at `address`; only peers that know `authkey` are heard."""
-        self._listener = Listener(address, family="AF_UNIX", backlog=64)
+        self._address = address
         self._authkey = authkey
         self._inbox: SimpleQueue[Letter] = SimpleQueue()
         self._peers: dict[Owner, _Peer] = {}
@@ -60,7 +61,7 @@ class Mailbox:
         self._admit: Callable[[Generate], Ticket | Refused] | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        threading.Thread(target=self._accept_all, name="acceptor", daemon=True).start()
+        self._listener = self._listen()
 
     def greet(
         self, ready: Ready, admit: Callable[[Generate], Ticket | Refused] | None = None
@@ -109,6 +110,18 @@ class Mailbox:
         for peer in list(self._peers.values()):
             peer.post(frame)
 
+    def keep_address(self) -> None:
+        """Listen anew if the socket's file was removed, as who tidies up temporary files does."""
+        if Path(self._address).exists() or self._closed.is_set():
+            return
+        _log.error("the engine's socket was removed; listening anew")
+        with contextlib.suppress(OSError):  # there is no file left for it to remove
+            self._listener.close()
+        try:
+            self._listener = self._listen()
+        except OSError as error:
+            _log.error("cannot listen", kind=type(error).__name__, errno=error.errno)
+
     def close(self) -> None:
         """Stop listening and hang up, once what was posted is written or a second has passed."""
         self._closed.set()
@@ -116,13 +129,20 @@ class Mailbox:
         for peer in list(self._peers.values()):
             peer.finish()
 
-    def _accept_all(self) -> None:
+    def _listen(self) -> Listener:
+        listener = Listener(self._address, family="AF_UNIX", backlog=64)
+        threading.Thread(
+            target=self._accept_all, args=(listener,), name="acceptor", daemon=True
+        ).start()
+        return listener
+
+    def _accept_all(self, listener: Listener) -> None:
         while True:
             try:
-                connection = self._listener.accept()
+                connection = listener.accept()
             except OSError as error:
                 # Closed; or out of descriptors for a while, which must not deafen the engine.
-                if self._closed.wait(0.1):
+                if self._closed.wait(0.1) or listener is not self._listener:
                     return
                 _log.error("cannot accept a worker", kind=type(error).__name__, errno=error.errno)
                 continue

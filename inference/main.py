@@ -6,6 +6,7 @@ comes in only inside the child.
 
 import contextlib
 import os
+import select
 import threading
 import time
 import uuid
@@ -112,7 +113,8 @@ def _serve(
     while not supervisor.stop_is_due(has_work=engine.has_work):
         now = time.monotonic()
         if now >= next_beat:
-            supervisor.tell(Heartbeat())
+            supervisor.beat()
+            mailbox.keep_address()
             stats = engine.stats()
             mailbox.broadcast(stats)
             metrics.note(stats, engine.scheduler.blocks.num_usable)
@@ -182,6 +184,16 @@ def _deliver(engine: "Engine", mailbox: "Mailbox", metrics: EngineMetrics) -> No
         mailbox.send(owner, Outputs(deltas=batch))
 
 
+def has_room(control: Connection) -> bool:
+    """Tell whether a short message can be written now.
+
+    A supervisor that is stopped in its tracks reads nothing, and must not stop its children too.
+    """
+    poll = select.poll()
+    poll.register(control.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 class _Supervisor:
     """The control pipe: reports go up, an order to stop comes down, its end ends this process."""
 
@@ -200,6 +212,11 @@ class _Supervisor:
         """Time to leave: told to stop, and either done or out of time."""
         return self._deadline is not None and (not has_work or time.monotonic() >= self._deadline)
 
+    def beat(self) -> None:
+        """Say that the main loop turned."""
+        if has_room(self._control):
+            self.tell(Heartbeat())
+
     def tell(self, message: ChildMessage) -> None:
         """Report; a supervisor that is gone is noticed by the listening thread."""
         with self._lock, contextlib.suppress(OSError):
@@ -212,7 +229,7 @@ class _Supervisor:
 
         def beat() -> None:
             while not done.wait(HEARTBEAT_SECONDS):
-                self.tell(Heartbeat())
+                self.beat()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()

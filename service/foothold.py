@@ -4,6 +4,7 @@ The signals as something to wait for, the listening socket, and the runtime fold
 """
 
 import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -16,6 +17,8 @@ from types import FrameType
 
 ENGINE_SOCKET = "engine.sock"
 
+_FOLDER_PREFIX = "loupe-"
+_LOCK = "lock"
 _BACKLOG = 2048
 _MAX_OPEN_FILES = 65536
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, the name included
@@ -91,12 +94,47 @@ def listening_socket(host: str, port: int) -> Generator[socket.socket]:
 
 @contextlib.contextmanager
 def runtime_folder() -> Generator[Path]:
-    """Make a folder of our own, readable by nobody else, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="loupe-"))
+    """Make a folder of our own, readable by nobody else, and remove it at the end.
+
+    What a killed supervisor left behind, its clients' files among it, goes first.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     if len(os.fsencode(folder / ENGINE_SOCKET)) > _MAX_SOCKET_PATH_BYTES:
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="loupe-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+    for lock in folder.parent.glob(f"{_FOLDER_PREFIX}*/{_LOCK}"):
+        if _is_abandoned(lock):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Hold the folder's lock, which the kernel lets go when this process ends."""
+    unnamed = folder / f"new-{_LOCK}"
+    with unnamed.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unnamed.rename(folder / _LOCK)  # nobody ever finds it open
+        yield
+
+
+def _is_abandoned(lock: Path) -> bool:
+    """Tell whether a folder is ours, and its supervisor gone."""
     try:
-        yield folder
+        if lock.parent.lstat().st_uid != os.getuid():
+            return False
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)

@@ -20,6 +20,7 @@ import uvicorn
 from litestar import Litestar
 
 from inference.ledger import Place, Slab
+from inference.main import has_room
 from inference.protocol import (
     FrameError,
     Heartbeat,
@@ -149,7 +150,8 @@ async def _report_life(
     share = settings.max_requests_per_worker
     next_share = _jittered(share) if share else math.inf
     while not engine.has_failed:
-        control.send_bytes(encode(Heartbeat()))
+        if has_room(control):
+            control.send_bytes(encode(Heartbeat()))
         if server.num_answered >= next_share:
             control.send_bytes(encode(ReplaceMe()))
             next_share = server.num_answered + (share or 0)  # if no successor gets ready
