@@ -270,12 +270,16 @@ class Scheduler:
         """
         candidates = self.running[1:] or self.running
         held: Counter[str] = Counter()
+        weights: dict[str, float] = {}  # an account's may have changed; its latest request knows
         for sequence in self.running:
             held[sequence.request.account] += len(sequence.block_table)
-        return max(
-            candidates,
-            key=lambda s: (held[s.request.account] / s.request.weight, s.order),
-        )
+            weights[sequence.request.account] = sequence.request.weight
+
+        def rank(sequence: Sequence) -> tuple[float, tuple[float, float, int]]:
+            account = sequence.request.account
+            return held[account] / weights[account], sequence.order
+
+        return max(candidates, key=rank)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Put a running sequence back in the queue; its tokens stay, its blocks are recomputed."""
