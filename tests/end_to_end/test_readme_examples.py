@@ -55,7 +55,8 @@ def test_shell_examples_give_what_they_promise(service, folder, block):
     output = run(["bash", "-euo", "pipefail", "-c", placed(block, service.url, folder)])
 
     if "/stream" in block:
-        assert re.findall(r'"chunk":"([^"]*)"', output)[:3] == ["a", " red", " circle"]
+        # Tokens that come together are one chunk, so their number is not told.
+        assert "".join(re.findall(r'"chunk":"([^"]*)"', output)) == "a red circle"
     elif "/preview" in block:
         assert '"accepted":true' in output
         assert '"image_tokens":36' in output
