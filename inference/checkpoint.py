@@ -12,7 +12,7 @@ import msgspec
 
 from inference.architecture import Architecture, CheckpointError, count_parameters
 from inference.config import DEMO_MODEL, EngineConfig
-from inference.protocol import ModelFacts
+from inference.protocol import ON_THE_HUB, ModelFacts
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
@@ -174,7 +174,7 @@ def _download(config: EngineConfig, progress: Callable[[str], None], *, with_wei
     )
 
     if not config.offline:
-        progress(f"looking up {config.model} on the hub")
+        progress(f"looking up {config.model}{ON_THE_HUB}")
     try:
         folder = snapshot_download(
             config.model,

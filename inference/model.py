@@ -4,7 +4,6 @@ The only file that knows transformers' module names. Weights are taken over laye
 source is dropped as soon as it is laid out, so loading never holds the model twice.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -54,9 +53,8 @@ def load_model(
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        # A bar is for a person; in a log it would be the one line that is no event.
-        logging.disable_progress_bar()
+    # A terminal has the supervisor's line with the stage; in a log a bar would be no event.
+    logging.disable_progress_bar()
     source = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, device_map=device_map or {"": device}, attn_implementation="sdpa"
     )

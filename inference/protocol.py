@@ -357,6 +357,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_deadlines_exceeded: int = 0
 
 
+# How a stage ends in which the child draws bars of its own on a terminal.
+ON_THE_HUB = " on the hub"
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """Child to supervisor: what it is doing on the way to ready, for the operator's terminal."""
 

@@ -219,8 +219,8 @@ def _add_question(ask: argparse.ArgumentParser) -> None:
     ask.usage = "loupe ask [--FLAG VALUE ...] FILE|URL|ID|TEXT ..."
     ask.description = (
         f"{ask.description}\n"
-        "Each word is a file, a URL, the id of an uploaded file, - for the standard input, or else\n"
-        'text; they reach the model in this order. Without a text it is asked "Describe this."'
+        "Each word is a file, a URL, the id of an uploaded file, - for the standard input, or\n"
+        'else text; they reach the model in this order. Without a text it is asked "Describe this."'
     )
     add = ask.add_argument
     add("words", nargs="*", metavar="FILE|URL|ID|TEXT", help="what to ask about, and the question")
@@ -253,9 +253,10 @@ def _add_load(bench: argparse.ArgumentParser) -> None:
     add("--rate", type=float, metavar="N", help="requests a second in mixed (default: 2)")
     add("--patience", type=float, metavar="SECONDS", help="for one answer (default: 300)")
     add("--any-length", action="store_true",
-        help="let answers end by themselves: for servers that do not take ignore_eos")  # fmt: skip
-    add("--dialect", choices=("openai", "openai-plain", "native"),
-        help="openai-plain is for servers that stop without [DONE] (default: openai)")  # fmt: skip
+        help="let answers end by themselves, for servers without ignore_eos")  # fmt: skip
+    add("--dialect", choices=("loupe", "openai", "openai-plain", "native"),
+        help="openai knows ignore_eos, openai-plain no extension, native is Loupe's own "
+        "(default: by who answers, loupe or openai)")  # fmt: skip
     add("--output", metavar="FOLDER",
         help="for results.md, results.json and the plots (default: bench-results)")  # fmt: skip
     _add_server(bench)

@@ -38,7 +38,9 @@ from service.foothold import (
 )
 from service.metrics.process_metrics import ProcessMetrics
 from service.restart_budget import RestartBudget
+from service.start_line import StartLine
 from service.succession import Succession
+from service.terminal import StatusLine
 from service.threads import plan_threads, variables_set
 from service.tracing.settings import tracing_is_installed
 
@@ -146,6 +148,7 @@ class _Supervisor:
             for name in self._names
         }
         self._announced = False
+        self._start_line = StartLine(StatusLine(sys.stderr, sys.stdout))
 
     def run(self) -> int:
         try:
@@ -155,6 +158,7 @@ class _Supervisor:
             self._stop(0.0)
             raise
         finally:
+            self._start_line.end()
             self._cut(self._everyone())
 
     def _serve(self) -> None:
@@ -172,6 +176,7 @@ class _Supervisor:
 
     def _look_after(self) -> None:
         self._metrics.note_memory()
+        self._start_line.draw()
         dead = [child for child in self._everyone() if child.exit_code is not None]
         self._read_messages()  # the last words of the dead among them
         self._end_the_overdue()
@@ -259,6 +264,7 @@ class _Supervisor:
                     case Heartbeat():
                         pass
                     case Progress(stage=stage):
+                        self._start_line.enter(stage)
                         log.info("process_progress", child=child.name, stage=stage)
                     case Started():
                         child.started = True
@@ -291,6 +297,7 @@ class _Supervisor:
         if self._announced or not all(child.started for child in self._children.values()):
             return
         self._announced = True
+        self._start_line.end()
         host, port = self._listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("ready", url=url)
@@ -349,6 +356,7 @@ class _Supervisor:
 
     def _stop(self, drain_seconds: float, delay_seconds: float = 0.0) -> int:
         """Let the workers finish, then end the engine; a second signal ends all at once."""
+        self._start_line.end()
         log.info("stopping", drain_seconds=drain_seconds, delay_seconds=delay_seconds)
         self._is_stopping = True
         self._starts_at.clear()

@@ -23,6 +23,8 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """Draw a text, cut to the terminal's width."""
+        if self._terminal is None:
+            return
         width = shutil.get_terminal_size().columns - 1
         self._write(f"{_CLEAR}{text[:width]}\r")
         self._is_shown = True

@@ -39,12 +39,15 @@ class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
     silence: float = 300.0
 
 
-class _Named(msgspec.Struct, frozen=True):
+class ServedModel(msgspec.Struct, frozen=True):
+    """A model of the server's list. owned_by: `loupe`, if that serves it."""
+
     id: str
+    owned_by: str = ""
 
 
 class _Models(msgspec.Struct, frozen=True):
-    data: list[_Named]
+    data: list[ServedModel]
 
 
 class _StoredFile(msgspec.Struct, frozen=True):
@@ -66,7 +69,7 @@ def ask(options: AskOptions) -> int:
     return 0
 
 
-def served_model(connection: Connection) -> str:
+def served_model(connection: Connection) -> ServedModel:
     """Ask which model is served: the first of the list.
 
     Raises:
@@ -78,7 +81,7 @@ def served_model(connection: Connection) -> str:
         models = []
     if not models:
         raise RequestFailed("what answers there tells of no model: is it Loupe?")
-    return models[0].id
+    return models[0]
 
 
 def _ask(options: AskOptions) -> None:
@@ -88,7 +91,7 @@ def _ask(options: AskOptions) -> None:
     with Connection(address, options.silence) as connection:
         parts = _parts(options, connection)
         fields: dict[str, object] = {
-            "model": options.model or served_model(connection),
+            "model": options.model or served_model(connection).id,
             "messages": _messages(parts, options.system),
             "max_completion_tokens": options.max_tokens,
             "temperature": options.temperature,

@@ -32,7 +32,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None
     api_key_file: str | None = None
     model: str | None = None
-    dialect: str = "openai"
+    dialect: str | None = None
     concurrency: str | None = None
     scenario: str = "chat-image"
     seconds: float = 10.0
@@ -82,11 +82,11 @@ def _bench(options: BenchOptions) -> Measurement:
 
 
 def _target(options: BenchOptions, address: Address) -> Target:
-    model = options.model
-    if model is None:
-        with Connection(address, _LOOK_UP_SECONDS) as connection:
-            model = served_model(connection)
-    return Target(model, address.url, options.dialect, model, address.headers, options.any_length)
+    with Connection(address, _LOOK_UP_SECONDS) as connection:
+        served = served_model(connection)
+    dialect = options.dialect or ("loupe" if served.owned_by == "loupe" else "openai")
+    model = options.model or served.id
+    return Target(model, address.url, dialect, model, address.headers, options.any_length)
 
 
 def _scenarios(names: str) -> list[Scenario]:

@@ -113,6 +113,14 @@ def _write_openai(ask: Ask, model: str) -> dict[str, Any]:
     return fields if ask.any_length else fields | {"ignore_eos": True}
 
 
+def _write_loupe(ask: Ask, model: str) -> dict[str, Any]:
+    """Switch off the guard that ends what repeats itself: so does what goes on behind its end."""
+    fields = _write_plain_openai(ask, model)
+    return (
+        fields if ask.any_length else fields | {"ignore_eos": True, "repetition_detection": False}
+    )
+
+
 def _read_openai_event(data: bytes) -> Piece:
     return Piece(is_last=True) if data == b"[DONE]" else _read_openai_chunk(data)
 
@@ -143,6 +151,7 @@ DIALECTS = {
     "native": Dialect("/v1/chat/stream", True, _write_native, _read_native_event),
     "native-whole": Dialect("/v1/chat", False, _write_native, _read_native_reply),
     "openai": Dialect("/v1/chat/completions", True, _write_openai, _read_openai_event),
+    "loupe": Dialect("/v1/chat/completions", True, _write_loupe, _read_openai_event),
     # Without the fields that not every server of this API takes.
     "openai-plain": Dialect(
         "/v1/chat/completions", True, _write_plain_openai, _read_plain_openai_event

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=2, help="requests a second in `mixed`")
     add("--patience", type=float, default=300, help="seconds to wait for an answer")
     add("--model", default="mid", help="mid, mid-moe, demo, or a checkpoint's folder")
-    add("--loupe-dialect", default="openai", help="openai or native")
+    add("--loupe-dialect", default="loupe", help="loupe (openai and no guard) or native")
     add("--loupe-args", default="", help='further settings: "--workers 1 --thread-wait bounded"')
     add("--output", type=Path, default=ROOT / "bench-results", help="folder for the report")
     return parser

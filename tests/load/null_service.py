@@ -14,6 +14,7 @@ from threading import Thread
 import msgspec
 
 from inference.config import EngineConfig
+from inference.ledger import Place
 from inference.log import LogConfig
 from inference.protocol import Heartbeat, Started, encode
 from service.config import Settings
@@ -23,9 +24,15 @@ _NULL_ENGINE = Path(__file__).parents[1] / "service" / "null_engine.py"
 
 
 def run_null_engine(
-    control: Connection, config: EngineConfig, address: str, authkey: bytes, logging: LogConfig
+    control: Connection,
+    *,
+    config: EngineConfig,
+    address: str,
+    authkey: bytes,
+    logging: LogConfig,
+    place: Place,
 ) -> None:
-    """Stand in for the inference process."""
+    """Stand in for the inference process, as far as its arguments go as well."""
     os.environ["NULL_ENGINE_KEY"] = authkey.hex()
     script = msgspec.json.encode({"tokens_per_delta": int(os.environ["TOKENS_PER_DELTA"])})
     run = runpy.run_path(str(_NULL_ENGINE))["main"]

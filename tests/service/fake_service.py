@@ -77,6 +77,11 @@ def run_inference(control, **_) -> None:
         case "loads-for-long":
             control.send_bytes(encode(Progress(stage="loading the weights")))
             time.sleep(60)
+        case "loads-for-a-while":
+            for stage in ("looking up qwen on the hub", "loading the weights"):
+                control.send_bytes(encode(Progress(stage=stage)))
+                time.sleep(1.5)
+            work(control)
         case "ignores-stop":
             control.send_bytes(encode(Started()))
             while True:

@@ -378,3 +378,51 @@ def test_restart_budget_comes_back_as_old_restarts_leave_the_window():
 
     assert budget.spend(9.0) is None
     assert budget.spend(11.0) == 0.0
+
+
+def start_on_a_terminal(tmp_path, scenario: str) -> str:
+    """Start a service with a terminal for its log, stop it once it is ready; gives what it saw."""
+    ours, theirs = os.openpty()
+    (tmp_path / "journal").touch()
+    with (tmp_path / "stdout").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "tests/service/fake_service.py", scenario, "0"],
+            stdout=output,
+            stderr=theirs,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "FAKE_JOURNAL": str(tmp_path / "journal")},
+        )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+            if b'"message":"ready"' in shown and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+    except OSError:  # the terminal's other end is closed: all of the service has ended
+        pass
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return shown.decode()
+
+
+def test_a_terminal_shows_the_stage_and_the_seconds_until_the_service_is_ready(tmp_path):
+    shown = start_on_a_terminal(tmp_path, "loads-for-a-while")
+
+    before, ready, after = shown.partition('"message":"ready"')
+    assert re.search(r"\rloading the weights … \d+ s\r", before.replace("\x1b[K", ""))
+    assert "looking up qwen on the hub …" not in shown  # the download draws bars of its own
+    assert ready
+    assert "…" not in after
+    lines = [line.rpartition("\r\x1b[K")[2].rpartition("\r")[2] for line in shown.split("\r\n")]
+    assert all(line.startswith("{") for line in lines if line), "every log line begins at the left"
+
+
+def test_a_log_file_has_no_progress_line(start):
+    service = start("loads-for-a-while")
+    service.wait_until_ready()
+
+    assert "…" not in service.log() + service.output()
+    assert "\r" not in service.log() + service.output()
