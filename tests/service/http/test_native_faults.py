@@ -84,21 +84,24 @@ BAD_JSON = [
     pytest.param(body(image_url=" http://x"), 400, "image_url_invalid", "image_url", id="space"),
     pytest.param(body(image_url=CANARY), 400, "image_url_invalid", "image_url", id="no-url"),
     pytest.param(
-        body(input_type="image_only", image_url="data:text/html;base64,AAAA"), 400, "image_url_invalid", "image_url",
-        id="html",
+        body(input_type="image_only", image_url="data:text/html;base64,AAAA"), 400,
+        "image_url_invalid", "image_url", id="html",
     ),
     pytest.param(
-        body(input_type="image_only", image_base64="!!!!"), 400, "image_base64_invalid", "image_base64", id="base64"
+        body(input_type="image_only", image_base64="!!!!"), 400, "image_base64_invalid",
+        "image_base64", id="base64",
     ),
     pytest.param(
-        body(input_type="image_only", images=["AAAA"] * 4), 400, "too_many_images", "images[3]", id="too-many-images"
+        body(input_type="image_only", images=["AAAA"] * 4), 400, "too_many_images", "images[3]",
+        id="too-many-images",
     ),
     pytest.param(
-        body(input_type="image_only", image_base64="A" * 200_000), 413, "image_too_large", "image_base64", id="large-image"
+        body(input_type="image_only", image_base64="A" * 200_000), 413, "image_too_large",
+        "image_base64", id="large-image",
     ),
     pytest.param(
-        body(input_type="image_only", images=["A" * 110_000] * 2), 413, "media_budget_exceeded", "images[1]",
-        id="large-images",
+        body(input_type="image_only", images=["A" * 110_000] * 2), 413,
+        "media_budget_exceeded", "images[1]", id="large-images",
     ),
     pytest.param(
         body(input_type="image_only", image_base64=""), 400, "image_empty", "image_base64",
