@@ -39,7 +39,7 @@ def _data_urls(ask: Ask) -> list[str]:
     return [f"data:{mime};base64,{base64.b64encode(data).decode()}" for mime, data in ask.images]
 
 
-def presence_penalty(ask: Ask) -> float:
+def _presence_penalty(ask: Ask) -> float:
     """Tell what keeps a long answer from repeating itself, as one of random weights would.
 
     Loupe ends an answer that has repeated itself for 256 tokens. Larger, and the words would give
@@ -58,7 +58,7 @@ def _write_native(ask: Ask, model: str) -> dict[str, Any]:
         "top_p": 1.0,
         "repetition_penalty": 1.0,
     }
-    if penalty := presence_penalty(ask):
+    if penalty := _presence_penalty(ask):
         fields["presence_penalty"] = penalty
     match _data_urls(ask):
         case []:

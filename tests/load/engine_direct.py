@@ -26,7 +26,6 @@ from inference.protocol import Delta, Generate, SamplingParams, Vision
 from service.config import Settings
 from service.conversation import Bytes, MediaPart, Message, TextPart
 from service.load.client import Answer, Load
-from service.load.dialects import presence_penalty
 from service.load.figures import Figures, summarise
 from service.load.rounds import WARM_UP_LEVEL
 from service.load.scenarios import SCENARIOS, Ask, Scenario, number_of
@@ -97,9 +96,9 @@ class Questions:
         prompt = self._prompts.build([Message("user", parts)], decoded)
         sampling = SamplingParams(
             max_tokens=ask.max_tokens,
-            temperature=0.1,
-            top_k=1,
-            presence_penalty=presence_penalty(ask),
+            temperature=0.0,
+            ignore_eos=True,
+            repetition_guard=False,
         )
         return Generate(
             request_id=request_id,

@@ -59,7 +59,10 @@ def server_named(
         LookupError: no such server, or no environment was named for it.
     """
     base = ("torch", "transformers")
-    loupe = (sys.executable, "-m", "service", "serve", "--port", "{port}", "--model", "{model}")
+    loupe = (
+        sys.executable, "-m", "service", "serve", "--port", "{port}", "--model", "{model}",
+        "--served-model-name", "{model}",
+    )  # fmt: skip
     match name:
         case "loupe":
             command = (*loupe, *shlex.split(loupe_arguments))

@@ -44,7 +44,7 @@ class Script(http.server.ThreadingHTTPServer):
 
 
 class _Replies(http.server.BaseHTTPRequestHandler):
-    server: Script
+    server: Script  # pyright: ignore[reportIncompatibleVariableOverride] - it has no other
 
     def do_GET(self) -> None:
         found = {"data": [{"id": "tiny", "object": "model", "owned_by": "loupe"}]}
@@ -72,7 +72,7 @@ class _Replies(http.server.BaseHTTPRequestHandler):
         for piece in pieces:
             self.wfile.write(piece)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - its name
         pass
 
 
@@ -184,9 +184,10 @@ def test_json_prints_the_whole_reply_and_a_schema_is_sent_along(script, tmp_path
 def test_the_key_is_presented_and_never_shown(script, tmp_path, from_file):
     (tmp_path / "key").write_text("loupe_secret\n")
     script.status, script.pieces = 401, [b'{"error": {"message": "No such key.", "code": "x"}}']
-    flags = ("--api-key-file", tmp_path / "key") if from_file else ()
-    environ = {} if from_file else {"LOUPE_API_KEY": "loupe_secret"}
-    told = ask("Hello", *flags, LOUPE_URL=script.url, **environ)
+    if from_file:
+        told = ask("Hello", "--api-key-file", tmp_path / "key", LOUPE_URL=script.url)
+    else:
+        told = ask("Hello", LOUPE_URL=script.url, LOUPE_API_KEY="loupe_secret")
 
     assert script.keys == ["Bearer loupe_secret"]
     assert told.returncode == 1
