@@ -28,6 +28,7 @@ from service.media.pool import ImagePool
 from service.metrics.worker_metrics import WorkerMetrics
 from service.request_log import RequestLog, record_of
 from service.resumable_streams import ResumableStreams
+from service.routes.admin import AdminRoutes
 from service.routes.docs import docs_handlers
 from service.routes.files import FileRoutes
 from service.routes.health import HealthRoutes
@@ -99,6 +100,7 @@ def create_app(
             *ModelRoutes(chat).handlers(),
             *TokenRoutes(chat, settings).handlers(),
             *PreviewRoutes(chat, settings).handlers(),
+            *AdminRoutes(chat, settings).handlers(),
             *health.handlers(),
             *FileRoutes(files, settings).handlers(),
             *MetricsRoutes(chat, metrics.slab.ledger, settings).handlers(),
