@@ -22,7 +22,10 @@ LogFormat: TypeAlias = Literal["auto", "json", "console"]
 
 _SERVICE = "loupe"
 # What these libraries say below a warning, our own events say better.
-_QUIET_LIBRARIES = ("uvicorn", "httpx", "httpcore", "PIL", "asyncio", "transformers", "litestar")
+_QUIET_LIBRARIES = (
+    *("uvicorn", "httpx", "httpx2", "httpcore", "httpcore2", "PIL", "asyncio", "transformers"),
+    "litestar",
+)
 
 
 _log = structlog.get_logger()

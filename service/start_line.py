@@ -10,10 +10,14 @@ from service.terminal import StatusLine
 
 
 class StartLine:
-    """The line, from the start to readiness or the end. Drawn as often as the caller looks."""
+    """The line, from the start to readiness or the end. Drawn as often as the caller looks.
 
-    def __init__(self, status: StatusLine) -> None:
+    yields_to_bars: the bars of a download are seen on the same terminal.
+    """
+
+    def __init__(self, status: StatusLine, *, yields_to_bars: bool) -> None:
         self._status = status
+        self._yields_to_bars = yields_to_bars
         self._started = time.monotonic()
         self._stage = "starting"
         self._is_over = False
@@ -24,8 +28,8 @@ class StartLine:
         self._stage = stage
 
     def draw(self) -> None:
-        """Show the stage and the time since the start; a download draws bars of its own."""
-        if self._is_over or self._stage.endswith(ON_THE_HUB):
+        """Show the stage and the time since the start."""
+        if self._is_over or (self._yields_to_bars and self._stage.endswith(ON_THE_HUB)):
             return
         self._status.show(f"{self._stage} … {time.monotonic() - self._started:.0f} s")
 

@@ -40,7 +40,7 @@ from service.metrics.process_metrics import ProcessMetrics
 from service.restart_budget import RestartBudget
 from service.start_line import StartLine
 from service.succession import Succession
-from service.terminal import StatusLine
+from service.terminal import StatusLine, is_terminal
 from service.threads import plan_threads, variables_set
 from service.tracing.settings import tracing_is_installed
 
@@ -148,7 +148,9 @@ class _Supervisor:
             for name in self._names
         }
         self._announced = False
-        self._start_line = StartLine(StatusLine(sys.stderr, sys.stdout))
+        self._start_line = StartLine(
+            StatusLine(sys.stderr, sys.stdout), yields_to_bars=is_terminal(sys.stderr)
+        )
 
     def run(self) -> int:
         try:
