@@ -68,10 +68,12 @@ class FieldInvalid(RequestInvalid):
 class ContextLengthExceeded(RequestInvalid):
     """The prompt and the tokens asked for do not fit the model's context."""
 
-    def __init__(self, *, needed: int, allowed: int) -> None:
+    def __init__(self, *, needed: int, allowed: int, is_least: bool = False) -> None:
+        """is_least: it needs more, and nobody counted how many."""
+        least = "at least " if is_least else ""
         super().__init__(
             "context_length_exceeded",
-            f"The request needs {needed} tokens; this model takes {allowed}.",
+            f"The request needs {least}{needed} tokens; this model takes {allowed}.",
         )
         self.needed = needed
         self.allowed = allowed

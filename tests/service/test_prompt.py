@@ -420,6 +420,37 @@ def test_an_answer_asked_for_beyond_the_context_is_refused(facts: ModelFacts):
     assert refusal.value.allowed == facts.max_model_len
 
 
+@pytest.mark.parametrize("word", ["word ", "\U0001f642", "<|image_pad|>"])
+def test_a_text_far_beyond_the_context_is_refused_before_it_is_tokenised_whole(
+    facts: ModelFacts, monkeypatch: pytest.MonkeyPatch, word: str
+):
+    builder = PromptBuilder(facts)
+    encoded: list[int] = []
+    encode = builder._encode
+    monkeypatch.setattr(
+        builder,
+        "_encode",
+        lambda texts: encoded.append(sum(map(len, texts))) or encode(texts),
+    )
+
+    with pytest.raises(ContextLengthExceeded) as refusal:
+        builder.build(user_says(word * 1_000_000), [])
+    assert facts.max_model_len < refusal.value.needed < 500_000
+    assert "at least" in refusal.value.message
+    assert sum(encoded) <= 500_000
+
+
+def test_a_long_text_that_fits_is_tokenised_as_ever(facts: ModelFacts):
+    """Cut in pieces only to be counted: a run of spaces is one token far longer than most."""
+    model = msgspec.structs.replace(facts, max_model_len=200_000)
+    text = "word " * 30_000
+
+    prompt = PromptBuilder(model).build(user_says(text), [])
+    rendered = PromptBuilder(model).tokenizer.encode(text, add_special_tokens=False).ids
+    assert [token for token in prompt.token_ids if token in set(rendered)].count(rendered[5]) > 1000
+    assert len(prompt.token_ids) - len(rendered) < 20
+
+
 def test_a_lone_surrogate_is_the_clients_mistake(builder: PromptBuilder):
     with pytest.raises(RequestInvalid) as refusal:
         builder.build(user_says("a\ud800b"), [])
