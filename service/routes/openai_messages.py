@@ -15,9 +15,10 @@ from service.conversation import (
     TextPart,
     ToolCall,
 )
-from service.errors import RequestInvalid
+from service.errors import FieldInvalid, RequestInvalid
 from service.media.source import source_of_url
 from service.routes.openai_schema import (
+    MAX_PARTS,
     AssistantMessage,
     ChatMessage,
     Content,
@@ -51,6 +52,7 @@ def canonical_messages(messages: Sequence[ChatMessage], bounds: PixelBounds) -> 
         RequestInvalid: `messages_invalid` with the place at fault; a file that is not one.
         ImageRefused: a URL that is none.
     """
+    _check_number(messages)
     _check_calls(messages)
     return tuple(
         _message(message, f"messages[{place}]", bounds) for place, message in enumerate(messages)
@@ -175,6 +177,21 @@ def _bounded(medium: MediaPart, part: MediaContent, bounds: PixelBounds) -> Medi
     if own == (None, None):
         return medium
     return msgspec.structs.replace(medium, min_pixels=own.min_pixels, max_pixels=own.max_pixels)
+
+
+def _check_number(messages: Sequence[ChatMessage]) -> None:
+    """Refuse more pieces than any conversation has, before they become several of ours each."""
+    num_parts = 0
+    for message in messages:
+        num_parts += len(message.content) if isinstance(message.content, list) else 1
+        if isinstance(message, AssistantMessage):
+            num_parts += len(message.tool_calls or ())
+    if num_parts > MAX_PARTS:
+        raise FieldInvalid(
+            "value_out_of_range",
+            f"A conversation may have {MAX_PARTS} parts and tool calls.",
+            param="messages",
+        )
 
 
 def _check_calls(messages: Sequence[ChatMessage]) -> None:

@@ -13,6 +13,7 @@ from service.deadline import DeadlineMs
 
 MAX_ANSWERS = 8
 MAX_MESSAGES = 4096
+MAX_PARTS = 16_384  # over all messages
 MAX_TOKENS = 1_000_000
 
 Text: TypeAlias = str | None
@@ -330,7 +331,10 @@ class TokenizeRequest(_Object, frozen=True, kw_only=True):
     """A text, or messages as for an answer, to be counted."""
 
     model: Text = None
-    prompt: Annotated[Text, Meta(description="Plain text; spelt special tokens stay text.")] = None
+    prompt: Annotated[
+        Annotated[str, Meta(max_length=MAX_TOKENS)] | None,
+        Meta(description="Plain text; spelt special tokens stay text."),
+    ] = None
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
         Meta(description="Rendered with the chat template, pictures included."),
