@@ -5,7 +5,7 @@ content is not held: nothing is stored under them.
 """
 
 from typing import NoReturn
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 from multipart import (  # pyright: ignore[reportMissingTypeStubs] - annotated, but unmarked
     MultipartError,
@@ -21,6 +21,7 @@ _MAX_PARTS = 256
 _MAX_HEADERS_PER_PART = 16
 _MAX_HEADER_BYTES = 32 * 1024  # long file names are legal, and ignored
 _MAX_TEXT_FIELDS = 256
+_PIECE_BYTES = 64 * 1024
 
 
 class Form:
@@ -154,18 +155,34 @@ def read_urlencoded(body: bytes | bytearray) -> Form:
         RequestInvalid: not such a form.
     """
     form = Form()
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=_MAX_TEXT_FIELDS,
-        )
-    except ValueError:
-        raise RequestInvalid("form_invalid", "The body is not a valid form in UTF-8.") from None
-    for name, value in pairs:
-        form.fields.setdefault(name, []).append(value)
+    pairs = bytes(body).split(b"&", _MAX_TEXT_FIELDS)
+    if len(pairs) > _MAX_TEXT_FIELDS or not body.isascii():
+        raise _form_invalid()
+    for name, _, value in (pair.partition(b"=") for pair in pairs if pair):
+        form.fields.setdefault(_unescaped(name), []).append(_unescaped(value))
     return form
+
+
+def _unescaped(escaped: bytes) -> str:
+    """Read a name or a value, piece by piece: escapes take fifty times their size meanwhile."""
+    escaped = escaped.replace(b"+", b" ")
+    pieces: list[bytes] = []
+    start = 0
+    while start < len(escaped):
+        end = start + _PIECE_BYTES
+        cut_escape = escaped.find(b"%", end - 2, end)
+        if cut_escape >= 0 and end < len(escaped):
+            end = cut_escape
+        pieces.append(unquote_to_bytes(escaped[start:end]))
+        start = end
+    try:
+        return b"".join(pieces).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _form_invalid() from None
+
+
+def _form_invalid() -> RequestInvalid:
+    return RequestInvalid("form_invalid", "The body is not a valid form in UTF-8.")
 
 
 def _text(content: bytes) -> str:

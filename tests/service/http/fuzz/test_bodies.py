@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from ipaddress import ip_address
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service import form
 from service.error_codes import ERROR_CODES
 from service.errors import ClientError
 from service.media.budget import MediaLimits
@@ -148,6 +150,33 @@ async def test_urlencoded_forms_that_are_nearly_right(service, content):
     headers = {"content-type": "application/x-www-form-urlencoded"}
 
     check(await service.client.post("/v1/chat", content=content, headers=headers))
+
+
+@RELAXED
+@given(
+    body=st.lists(
+        st.sampled_from([b"a", b"=", b"&", b"%", b"%4", b"%41", b"%C3%A9", b"%ff", b"+", b"%2B"]),
+        max_size=40,
+    ).map(b"".join),
+    piece=st.integers(3, 9),
+)
+def test_a_urlencoded_form_is_read_as_the_standard_library_reads_it(body, piece):
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+    except ValueError:
+        pairs = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(form, "_PIECE_BYTES", piece)
+        try:
+            fields = form.read_urlencoded(body).fields
+        except ClientError:
+            assert pairs is None
+            return
+
+    expected: dict[str, list[str]] = {}
+    for name, value in pairs or []:
+        expected.setdefault(name, []).append(value)
+    assert fields == expected
 
 
 CONTENT_TYPES = st.lists(
