@@ -451,6 +451,13 @@ def nested_schema(depth: int) -> dict[str, object]:
         row(67, "model-path", {"model": "../../etc/passwd"}, 404, {"model_not_found"}),
         row(68, "audio", {"audio": {"voice": CANARY}}, 400, {"param_unsupported"}),
         row(68, "best-of", {"best_of": 3}, 400, {"param_unsupported"}),
+        row(63, "20000-parts", {"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "a"}] * 4000}] * 5}, 400, {"value_out_of_range"}),
+        row(63, "20000-calls", {"messages": [{"role": "assistant", "tool_calls": [{
+            "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}] * 100
+            }] * 200}, 400, {"value_out_of_range"}),
+        row(60, "far-too-long", {"messages": [{"role": "user", "content": "a" * 1_900_000}]}, 400,
+            {"context_length_exceeded"}),
         row(60, "context", {"messages": [{"role": "user", "content": "word " * 20_000}]}, 400,
             {"context_length_exceeded"}),
         row(60, "answer", {"max_tokens": 999_999}, 400, {"context_length_exceeded"}),
@@ -464,6 +471,27 @@ def test_what_the_openai_dialect_alone_can_say_is_refused(hostile, fields, statu
     assert code in codes
     if code == "context_length_exceeded":
         assert len(re.findall(r"\d+", response.json()["error"]["message"])) == 2
+
+
+def test_a_text_to_count_has_a_length_as_well(hostile):
+    response = hostile.client.post("/tokenize", json={"prompt": "a" * 1_000_001})
+
+    check(response, 400, "value_out_of_range")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        row(60, "escapes", b"%41" * 600_000),
+        row(60, "blanks", b"+" * 1_900_000),
+        row(60, "cut-escapes", b"%4" * 900_000),
+    ],
+)
+def test_a_urlencoded_text_has_a_length_as_well(hostile, content):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    response = hostile.client.post("/v1/chat", content=b"text=" + content, headers=headers)
+
+    check(response, 422, "value_out_of_range")
 
 
 @pytest.mark.parametrize(
