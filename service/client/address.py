@@ -31,6 +31,8 @@ def address_of(url: str | None, key_file: str | None, environ: Mapping[str, str]
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_usable = False
+    if "@" in address:
+        raise ClientMistake("leave user and password out of the URL; a key has --api-key-file")
     if not is_usable:
         raise ClientMistake(f"{address} is not a server's URL; one looks like {DEFAULT_URL}")
     key = _read_key(Path(key_file)) if key_file else environ.get(KEY_VARIABLE, "").strip()

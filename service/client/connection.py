@@ -49,14 +49,9 @@ class Connection:
         parts = urlsplit(address.url)
         self._host = parts.hostname or ""
         self._prefix = parts.path
-        if parts.scheme == "https":
-            self._http = http.client.HTTPSConnection(
-                self._host, parts.port, timeout=_CONNECT_SECONDS
-            )
-        else:
-            self._http = http.client.HTTPConnection(
-                self._host, parts.port, timeout=_CONNECT_SECONDS
-            )
+        is_safe = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
+        self._http = kind(self._host, parts.port, timeout=_CONNECT_SECONDS)
 
     def __enter__(self) -> Self:
         return self

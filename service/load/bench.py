@@ -74,7 +74,8 @@ def _bench(options: BenchOptions) -> Measurement:
         for number, scenario in itertools.product(range(plan.rounds), fitting):
             measurement.measure(target, number, scenario)
     except KeyboardInterrupt:
-        tell("stopped; the report has what was measured")
+        told = "the report has what was measured" if measurement.results else "nothing was measured"
+        tell(f"stopped; {told}")
     if measurement.results:
         sys.stdout.write(write_report(folder, Surroundings(facts), measurement.results) + "\n")
         tell(f"written: {folder / 'results.md'}, with results.json and the plots beside it")

@@ -243,6 +243,9 @@ def test_where_nothing_listens_it_says_how_to_start_a_server():
         pytest.param(["Hello", "--schema", "/etc/hostname"], "is no JSON schema", id="schema"),
         pytest.param(["Hello", "--api-key-file", "/no/such"], "/no/such", id="key-file"),
         pytest.param(["Hello", "--url", "ftp://x"], "is not a server's URL", id="url"),
+        pytest.param(
+            ["Hello", "--url", "http://me:pw@x"], "leave user and password out", id="password"
+        ),
         pytest.param(["Hello", "--seed", "x"], "--seed", id="no-number"),
         pytest.param([], "name a picture, a question, or both", id="nothing"),
     ],
