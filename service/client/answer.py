@@ -103,9 +103,9 @@ class AnswerPrinter:
             self._status.clear()
 
     def _write(self, text: str) -> None:
+        self._at_line_start = text.endswith("\n")  # first: an interrupt may come in between
         self._output.write(harmless(text) if self._is_seen else text)
         self._output.flush()
-        self._at_line_start = text.endswith("\n")
 
     def _tell_figures(self) -> None:
         if self._notes is None or self._usage is None:
