@@ -19,7 +19,8 @@ class Ticket:
 
     weight: its account's share. arrival_time, deadline: on the engine's clock; a deadline may be
     infinite. num_open: sequences that have not ended. has_begun: one of them runs or ran.
-    is_displaced: another account has its place; the engine is to give it up.
+    is_displaced: another account has its place; the engine is to give it up. predicted_seconds:
+    from its arrival to its end, as it was let in; None: nobody knew.
     """
 
     generate: Generate
@@ -30,6 +31,7 @@ class Ticket:
     num_open: int
     has_begun: bool = False
     is_displaced: bool = False
+    predicted_seconds: float | None = None
 
     @property
     def account(self) -> str:
@@ -140,10 +142,14 @@ class Backlog:
         return self._seconds_until_begun(self.load, 1, now) or 0.0
 
     def own_seconds(self, ticket: Ticket, now: float) -> float:
-        """Predict how long a request takes from its beginning to its first token."""
-        load = ticket.load
+        """Predict how long a request takes from its beginning to its end."""
+        pace, load = self._pace, ticket.load
         decodes = min(self.num_running, self.num_rows)
-        return self._pace.prefill_seconds(load.num_tokens, load.num_patches, decodes, now) or 0.0
+        prefill = pace.prefill_seconds(load.num_tokens, load.num_patches, decodes, now) or 0.0
+        max_tokens = ticket.generate.sampling.max_tokens
+        # Those before it in the queue will decode beside it.
+        beside = min(self.num_running + self.load.num_sequences, self.num_rows)
+        return prefill + pace.answer_seconds(max_tokens, beside, now)
 
     def _seconds_until_begun(self, ahead: Load, num_sequences: int, now: float) -> float | None:
         decodes = min(self.num_running, self.num_rows)

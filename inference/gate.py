@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from inference.backlog import Backlog, Load, Ticket
+from inference.foresight import Foresight
 from inference.pace import Pace
 from inference.protocol import Generate, Limits, Quota, RefusalCode, Refused
 from inference.quota_meter import QuotaMeter
@@ -66,6 +67,7 @@ class Gate:
             max_num_encoded_patches=limits.max_num_encoded_patches,
         )
         self._backlog = Backlog(limits, self._pace)
+        self._foresight = Foresight()
         self._accounts: dict[str, _Account] = {}
         self._num_refused: Counter[RefusalCode] = Counter()
         self._is_draining = False
@@ -83,6 +85,7 @@ class Gate:
                 self._num_refused[refused.code] += 1
                 self._forget_if_idle(ticket.account)
                 return refused
+            ticket.predicted_seconds = self._predict(ticket, now)
             self._backlog.add(ticket)
             account.num_requests += 1
             if not generate.is_replay:
@@ -113,6 +116,7 @@ class Gate:
             if ticket.num_open:
                 return
             generate = ticket.generate
+            self._learn_end(ticket)
             account = self._accounts[ticket.account]
             account.num_requests -= 1
             if not ticket.has_begun:
@@ -206,11 +210,25 @@ class Gate:
         return None
 
     def _seconds_late(self, ticket: Ticket, now: float) -> float:
-        """Predict how far behind its deadline a request would begin to answer."""
+        """Predict how far behind its deadline a request would end."""
+        seconds = self._predict(ticket, now)
+        if seconds is None or ticket.deadline <= now or ticket.generate.is_replay:
+            return 0.0  # whose time is over is ended, not refused; so is what was let in once
+        if self._backlog.num_running or self._backlog.load.num_sequences:
+            seconds *= self._foresight.factor(now)
+        return now + seconds - ticket.deadline
+
+    def _predict(self, ticket: Ticket, now: float) -> float | None:
+        """Seconds until a newcomer has ended, as far as steps tell; None: nobody knows."""
         wait = self._backlog.wait_seconds(ticket, now)
-        if wait is None or ticket.deadline <= now:
-            return 0.0  # whose time is over is ended, not refused
-        return now + wait + self._backlog.own_seconds(ticket, now) - ticket.deadline
+        return None if wait is None else wait + self._backlog.own_seconds(ticket, now)
+
+    def _learn_end(self, ticket: Ticket) -> None:
+        # A replay waits for whatever else the lost engine had.
+        if ticket.predicted_seconds is None or ticket.generate.is_replay:
+            return
+        now = self._clock()
+        self._foresight.learn(ticket.predicted_seconds, now - ticket.arrival_time, now)
 
     def _forget_if_idle(self, name: str) -> None:
         account = self._accounts[name]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 # A step counts this much against those of its size before it.
 _WEIGHT = 0.2
 _FORGOTTEN_AFTER_SECONDS = 60.0
+# The same for the time from token to token: about as many steps as an answer takes.
+_WEIGHT_OF_STEP = 0.03
 # Of a mixed step, for its prompts: one step may be quicker than such steps are on average.
 _LEAST_SHARE = 0.1
 
@@ -76,11 +78,16 @@ class Pace:
         self._prefill = Curve()
         self._encode = Curve()
         self._answer_tokens: float | None = None
+        self._token: _Point | None = None
+        self._encoding_seconds = 0.0
 
     def learn_step(
         self, *, num_decodes: int, num_prefill_tokens: int, seconds: float, now: float
     ) -> None:
         """Take in a step's time, the encoding of pictures left out."""
+        if num_decodes:
+            self._learn_token(num_decodes, seconds + self._encoding_seconds, now)
+        self._encoding_seconds = 0.0
         if not num_prefill_tokens:
             self._decode.learn(num_decodes, seconds, now)
             return
@@ -90,7 +97,8 @@ class Pace:
         self._prefill.learn(num_prefill_tokens, prefill, now)
 
     def learn_encoding(self, num_patches: int, seconds: float, now: float) -> None:
-        """Take in the time to encode pictures of so many patches together."""
+        """Take in the time to encode pictures of so many patches together, before their step."""
+        self._encoding_seconds += seconds
         self._encode.learn(num_patches, seconds, now)
 
     def learn_answer(self, num_tokens: int) -> None:
@@ -122,13 +130,44 @@ class Pace:
         """Seconds until so many sequences have ended, of `num_rows` that decode together."""
         if num_answers <= 0 or not num_rows:
             return 0.0
-        seconds = (self._answer_tokens or 0.0) * self.decode_seconds(num_rows, now)
+        seconds = (self._answer_tokens or 0.0) * self._token_seconds(num_rows, now)
         return num_answers / num_rows * seconds
+
+    def answer_seconds(self, max_tokens: int, num_decodes: int, now: float) -> float:
+        """Seconds from an answer's first token to its last, beside so many other sequences.
+
+        0 where nobody knows how long answers are.
+        """
+        num_tokens = min(self._answer_tokens or 0.0, max_tokens)
+        if not num_decodes:  # nothing is in the way, whatever was before
+            return num_tokens * self.decode_seconds(1, now)
+        return num_tokens * self._token_seconds(num_decodes + 1, now)
+
+    def _learn_token(self, num_decodes: int, seconds: float, now: float) -> None:
+        known = self._token
+        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+            self._token = _Point(num_decodes, seconds, now)
+            return
+        average = known.seconds + _WEIGHT_OF_STEP * (seconds - known.seconds)
+        self._token = _Point(num_decodes, average, now)
+
+    def _token_seconds(self, num_decodes: int, now: float) -> float:
+        """Seconds from token to token: of late, with the prompts of others in between.
+
+        Those that are to come are not known; while many ask, they are as many as of late.
+        """
+        alone = self.decode_seconds(num_decodes, now)
+        known = self._token
+        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+            return alone
+        return max(alone, known.seconds)
 
     def forget(self) -> None:
         """Start over: what was measured so far was of another kind, as a warm-up is."""
         self._decode, self._prefill, self._encode = Curve(), Curve(), Curve()
         self._answer_tokens = None
+        self._token = None
+        self._encoding_seconds = 0.0
 
 
 def _in_steps(curve: Curve, size: int, most: int, now: float) -> float | None:

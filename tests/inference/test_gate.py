@@ -212,7 +212,48 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     assert code(door.ask("heavy", num_tokens=100, deadline_seconds=10.5)) is (
         RefusalCode.DEADLINE_UNREACHABLE
     )
-    assert isinstance(door.ask("heavy", num_tokens=100, deadline_seconds=11.5), Ticket)
+    assert isinstance(door.ask("heavy", num_tokens=100, deadline_seconds=17.0), Ticket)
+
+
+def test_a_deadline_has_room_for_the_answer_too():
+    door = Door()
+    door.measure()
+    door.gate.learn_step(num_decodes=1, num_prefill_tokens=0, num_rows=2, seconds=0.1)
+    door.gate.learn_answer(5)
+
+    assert code(door.ask(deadline_seconds=0.55)) is RefusalCode.DEADLINE_UNREACHABLE
+    assert isinstance(door.ask(deadline_seconds=0.65), Ticket)
+
+
+def test_prompts_that_come_between_the_tokens_count_for_a_deadline():
+    door = Door()
+    door.measure()
+    door.gate.learn_step(num_decodes=1, num_prefill_tokens=0, num_rows=2, seconds=0.1)
+    for _ in range(200):
+        door.gate.learn_step(num_decodes=1, num_prefill_tokens=100, num_rows=2, seconds=1.0)
+    door.gate.learn_answer(5)
+    assert isinstance(door.ask(deadline_seconds=2.0), Ticket)  # nothing is in the way
+
+    door.gate.begin(door.ask())
+
+    assert code(door.ask(deadline_seconds=4.0)) is RefusalCode.DEADLINE_UNREACHABLE
+    assert isinstance(door.ask(deadline_seconds=12.0), Ticket)
+
+
+def test_what_ended_late_makes_the_next_deadlines_unreachable():
+    door = Door(max_num_seqs=8)
+    door.measure()
+    others = [door.ask() for _ in range(7)]
+    assert isinstance(door.ask(deadline_seconds=2.0), Ticket)
+    for other in others:
+        door.gate.begin(other)
+    door.clock.now += 20
+
+    for other in others:
+        door.gate.end(other)
+
+    assert code(door.ask(deadline_seconds=0.6)) is RefusalCode.DEADLINE_UNREACHABLE
+    assert isinstance(door.ask(deadline_seconds=0.6, is_replay=True), Ticket)
 
 
 def test_fair_turns_count_for_a_deadline():
@@ -221,8 +262,8 @@ def test_fair_turns_count_for_a_deadline():
     door.measure(seconds_per_token=0.01)
     door.ask("heavy", num_tokens=1000)
 
-    assert isinstance(door.ask("light", num_tokens=100, deadline_seconds=2.5), Ticket)
-    assert code(door.ask("light", num_tokens=100, deadline_seconds=2.5)) is (
+    assert isinstance(door.ask("light", num_tokens=100, deadline_seconds=3.5), Ticket)
+    assert code(door.ask("light", num_tokens=100, deadline_seconds=3.5)) is (
         RefusalCode.DEADLINE_UNREACHABLE
     )
 
