@@ -4,12 +4,14 @@ Knows processes, files, the log and /metrics; no request. For tests and programs
 not know pytest either.
 """
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +27,16 @@ START_SECONDS = 240
 PATIENCE_SECONDS = 60
 # Restarts follow each other without a pause: what is measured is the recovery, not the patience.
 NO_PAUSES = ("--restart-window-seconds", "1")
+
+
+def checkpoint(model: str) -> str:
+    """Name the `demo` model, or make one of tests/load/checkpoints.py and name its folder."""
+    if model == "demo":
+        return model
+    folder = Path(tempfile.gettempdir()) / "loupe-bench" / model
+    program = ROOT / "tests" / "load" / "checkpoints.py"
+    subprocess.run([sys.executable, program, model, folder], check=True)
+    return str(folder)
 
 
 class Holdings(NamedTuple):
@@ -101,10 +113,11 @@ class RunningService:
 
     def holdings(self) -> list[Holdings]:
         """What every process holds now."""
-        return [
-            Holdings(_short(_title(each)), each.num_fds(), each.memory_info().rss)
-            for each in self.family()
-        ]
+        held: list[Holdings] = []
+        for each in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                held.append(Holdings(_short(_title(each)), each.num_fds(), each.memory_info().rss))
+        return held
 
     def runtime_folder(self) -> Path:
         """The folder that the processes share."""

@@ -1,0 +1,161 @@
+"""Many requests, every picture another one, with clients that leave and requests that fail.
+
+    python tests/faults/soak.py [--seconds 600] [--workers 2]
+
+Afterwards memory, descriptors, blocks and processes must be what they were when it was warm. What
+grows is found by a line through the second half of what each process held.
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from asking import Outcome, Question, ask, native, openai, picture
+from audit import leftovers
+from running_service import Holdings, RunningService
+
+_MIB = 1024 * 1024
+_LOOK_SECONDS = 1.0
+# Pools that are soon full: a page counts as memory from its first use on.
+SMALL_POOLS = ("--kv-cache-bytes", str(64 * _MIB), "--embedding-cache-bytes", str(8 * _MIB))
+_PICTURED = "What is in this image?"
+
+
+class Sample(NamedTuple):
+    """What every process held at one moment; seconds: since the beginning."""
+
+    seconds: float
+    holdings: list[Holdings]
+
+
+class Growth(NamedTuple):
+    """How one process changed over the second half; rates are of a straight line.
+
+    first_mib, last_mib: medians of that half's first and last quarter.
+    """
+
+    title: str
+    first_mib: float
+    last_mib: float
+    mib_per_minute: float
+    fds_per_minute: float
+
+
+class Course(NamedTuple):
+    """How a soak went."""
+
+    outcomes: list[Outcome]
+    samples: list[Sample]
+
+
+def questions(seed: int) -> Iterator[Question]:
+    """Endless questions, right and wrong ones of every kind; no picture comes twice."""
+    dice = random.Random(seed)
+    for number in itertools.count():
+        shape, color = dice.choice(["circle", "square"]), dice.choice(["red", "blue", "green"])
+        shown = picture(color, shape, number + 100_000 * seed)
+        kinds = [
+            native(_PICTURED, shown),
+            native(_PICTURED, shown, stream=True),
+            native("Count from 1 to 30", stream=True),
+            openai(_PICTURED, shown, stream=True, n=2),
+            openai(_PICTURED, shown, shown, max_tokens=20),
+            native(_PICTURED, shown[: len(shown) // 2]),
+            native(_PICTURED, b"no picture at all"),
+            native("Hello!", temperature=9),
+            native(_PICTURED, shown, deadline_ms=1 + number % 50),
+        ]
+        yield dice.choices(kinds, [6, 6, 1, 2, 2, 1, 1, 1, 1])[0]
+
+
+async def soak(service: RunningService, seconds: float, *, concurrency: int, seed: int) -> Course:
+    """Ask for so long, every fourth client leaving at some moment, and look every second."""
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+    samples: list[Sample] = []
+    asked = enumerate(questions(seed))
+    dice = random.Random(seed)
+
+    async def client() -> None:
+        while time.monotonic() < began + seconds:
+            number, question = next(asked)
+            leave_after = dice.uniform(0, 0.3) if dice.random() < 0.25 else None
+            outcome = await ask(service.url, question, f"soak{seed}-{number}", leave_after)
+            outcome.body = outcome.body[:200]  # thousands are kept
+            outcomes.append(outcome)
+
+    async def look() -> None:
+        while time.monotonic() < began + seconds:
+            held = await asyncio.to_thread(service.holdings)
+            samples.append(Sample(time.monotonic() - began, held))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    await asyncio.gather(look(), *(client() for _ in range(concurrency)))
+    return Course(outcomes, samples)
+
+
+def growth(samples: list[Sample]) -> list[Growth]:
+    """Fit a line to the second half, for every title; decoders come and go and count as one."""
+    half = samples[len(samples) // 2 :]
+    minutes = [each.seconds / 60 for each in half]
+    titles = sorted({held.title for each in half for held in each.holdings})
+    found: list[Growth] = []
+    for title in titles:
+        sizes = [_sum(each, title, "num_bytes") / _MIB for each in half]
+        files = [_sum(each, title, "num_files") for each in half]
+        quarter = max(1, len(half) // 4)
+        found.append(
+            Growth(
+                title,
+                statistics.median(sizes[:quarter]),
+                statistics.median(sizes[-quarter:]),
+                statistics.linear_regression(minutes, sizes).slope,
+                statistics.linear_regression(minutes, files).slope,
+            )
+        )
+    return found
+
+
+def _sum(sample: Sample, title: str, field: str) -> float:
+    return float(sum(getattr(each, field) for each in sample.holdings if each.title == title))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--workers", default="2")
+    parser.add_argument("--concurrency", type=int, default=16)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        service = RunningService(Path(folder), "--workers", arguments.workers, *SMALL_POOLS)
+        try:
+            service.wait_until_ready()
+            course = asyncio.run(
+                soak(service, arguments.seconds, concurrency=arguments.concurrency, seed=1)
+            )
+            leftovers(service)
+            codes = Counter(
+                "left" if each.has_left else each.code() or str(each.status)
+                for each in course.outcomes
+            )
+            print(f"{len(course.outcomes)} requests in {arguments.seconds:g} s: {dict(codes)}")
+            for each in growth(course.samples):
+                print(
+                    f"{each.title[:20]:20} {each.first_mib:8.1f} MiB, then {each.last_mib:8.1f}; "
+                    f"{each.mib_per_minute:+.2f} MiB and {each.fds_per_minute:+.2f} fds a minute"
+                )
+            print("stopped with", service.stop())
+        finally:
+            service.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""A short soak; `python tests/faults/soak.py` is the long one."""
+
+import asyncio
+
+import pytest
+from audit import files_of, leftovers
+from soak import SMALL_POOLS, growth, soak
+
+WARM_SECONDS = 5.0
+SECONDS = 12.0
+# Pictures alone come to some 100 KB each as they are decoded, in hundreds of requests.
+MOST_MIB = {"inference": 40.0, "decoder": 15.0}
+MOST_MIB_ELSEWHERE = 8.0
+
+
+@pytest.mark.slow
+def test_hundreds_of_pictures_departures_and_errors_leave_nothing_behind(start):
+    service = start("--workers", "1", "--image-processes", "1", *SMALL_POOLS)
+    asyncio.run(soak(service, WARM_SECONDS, concurrency=8, seed=2))
+    leftovers(service)
+    num_files = {each.title: each.num_files for each in service.holdings()}
+
+    course = asyncio.run(soak(service, SECONDS, concurrency=8, seed=3))
+    leftovers(service)
+
+    assert len(course.outcomes) > 200
+    assert not any(outcome.is_broken for outcome in course.outcomes)
+    assert not any(outcome.status == 500 for outcome in course.outcomes)
+    for each in growth(course.samples):
+        risen = each.last_mib - each.first_mib
+        assert risen < MOST_MIB.get(each.title, MOST_MIB_ELSEWHERE), each
+    now = {each.title: each.num_files for each in service.holdings()}
+    assert now.keys() == num_files.keys()
+    assert all(now[title] <= count + 4 for title, count in num_files.items()), (num_files, now)
+    assert files_of(service) == ["engine.sock", "lock"]
+    assert service.stop() == 0
