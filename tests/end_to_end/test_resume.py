@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -52,7 +53,7 @@ class Follower:
         self.stream_id = ""
         self.text = ""
         self.is_over = False
-        self.usage: dict[str, object] = {}
+        self.usage: dict[str, Any] = {}
 
     def begin(self, num_events: int | None, *, hold: psutil.Process | None = None) -> int:
         """Ask, read some events and leave; the pid of the worker that was asked.

@@ -16,6 +16,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
+from inference.answers import Output
 from inference.blocks import BlockPool
 from inference.embeddings import EmbeddingCache
 from inference.engine import Engine
@@ -24,6 +25,7 @@ from inference.patches import patchify
 from inference.protocol import (
     Delta,
     Generate,
+    Isolated,
     Limits,
     ModelFacts,
     Refused,
@@ -325,9 +327,10 @@ class Answers:
         self.deltas: dict[tuple[str, int], list[Delta]] = {}
         self.refused: dict[str, Refused] = {}
 
-    def take(self, outputs: Iterable[tuple[Owner, Delta | Refused]]) -> None:
+    def take(self, outputs: Iterable[Output]) -> None:
         """Add one step's outputs."""
         for _, message in outputs:
+            assert not isinstance(message, Isolated)  # no request here is a suspect
             if isinstance(message, Refused):
                 assert message.request_id not in self.refused
                 self.refused[message.request_id] = message

@@ -52,7 +52,7 @@ def compiler() -> Iterator[GrammarCompiler]:
     compiler.close()
 
 
-def compiled(compiler: GrammarCompiler, **grammar: str) -> CompiledGrammar:
+def compiled(compiler: GrammarCompiler, **grammar: Any) -> CompiledGrammar:
     return compiler.compile(Grammar(**grammar)).result(timeout=60)
 
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def picture() -> Vision:
     )
 
 
-def asked(**changes: object) -> StreamRequest:
+def asked(**changes: Any) -> StreamRequest:
     generate = Generate(
         request_id="asked",
         prompt_token_ids=[1, 2, 3],

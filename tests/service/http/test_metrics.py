@@ -77,6 +77,7 @@ async def test_a_stream_is_counted_before_its_last_event_is_read(fresh):
     """Many clients stop reading there, and what kills the worker next must not undo it."""
     client, _, _ = fresh
 
+    found: dict[str, float] = {}
     async with client.stream("POST", "/v1/chat/stream", json=QUESTION) as stream:
         async for line in stream.aiter_lines():
             if '"done":true' in line:

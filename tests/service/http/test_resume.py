@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 import anyio
 import httpx
@@ -22,7 +23,7 @@ def numbered(text: str) -> list[tuple[int, dict]]:
     return [(int(number), json.loads(data)) for number, data in found]
 
 
-async def begin(client: httpx.AsyncClient, question: dict[str, object] = QUESTION) -> str:
+async def begin(client: httpx.AsyncClient, question: Mapping[str, object] = QUESTION) -> str:
     """Ask, see the first event, and leave."""
     async with client.stream("POST", PATH, json=question, headers=RESUMABLE) as response:
         async for line in response.aiter_lines():
@@ -71,8 +72,7 @@ async def test_who_comes_back_is_told_what_comes_from_then_on(service):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(release_later, service.engine.holds)
         reply = await come_back(service.client, stream_id, after=0)
-
-    assert [number for number, _ in numbered(reply.text)] == [1, 2, 3]
+        assert [number for number, _ in numbered(reply.text)] == [1, 2, 3]
 
 
 async def release_later(event: anyio.Event) -> None:
