@@ -3,12 +3,12 @@
 import time
 
 from inference.protocol import Admission, FinishReason
-from service.answer import AnswerDelta, AnswerFinish, Usage, count_usage
 from service.chat import Prepared
 from service.conversation import Conversation
 from service.errors import Spent
 from service.request_log import RequestRecord
 from service.stages import milliseconds
+from service.text.answer import AnswerDelta, AnswerFinish, Usage, count_usage
 
 _ENDS_BY_ITSELF = (FinishReason.STOP, FinishReason.LENGTH)
 

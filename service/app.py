@@ -15,19 +15,19 @@ from litestar.plugins import PluginProtocol
 from service.access.cors import Cors
 from service.access.guard import Guard
 from service.access.key_ring import KeyRing
-from service.attendance import ClientGone
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
-from service.error_reply import ErrorReplies, from_framework
 from service.errors import InternalError, ServiceError
-from service.file_store import FileStore
-from service.head import HeadAsGet
+from service.files.file_store import FileStore
+from service.http.attendance import ClientGone
+from service.http.error_reply import ErrorReplies, from_framework
+from service.http.head import HeadAsGet
+from service.http.validation import json_too_deep
 from service.media.fetch import Fetcher
 from service.media.intake import MediaIntake
 from service.media.pool import ImagePool
 from service.metrics.worker_metrics import WorkerMetrics
 from service.request_log import RequestLog, record_of
-from service.resumable_streams import ResumableStreams
 from service.routes.admin import AdminRoutes
 from service.routes.docs import docs_handlers
 from service.routes.files import FileRoutes
@@ -40,10 +40,10 @@ from service.routes.playground import playground_handlers
 from service.routes.preview import PreviewRoutes
 from service.routes.resume import ResumeRoutes
 from service.routes.tokens import TokenRoutes
-from service.stream_shelf import StreamShelf
+from service.streams.resumable_streams import ResumableStreams
+from service.streams.stream_shelf import StreamShelf
 from service.tracing.request_trace import Tracer
 from service.tracing.settings import tracing_is_installed, tracing_is_wanted
-from service.validation import json_too_deep
 
 logger = structlog.get_logger()
 

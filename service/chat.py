@@ -10,19 +10,19 @@ import anyio.to_thread
 import structlog
 
 from inference.protocol import Limits, ModelFacts, Stats, Vision
-from service.answer import Engine
 from service.conversation import Conversation, MediaPart
-from service.detokenizer import Vocabulary
 from service.errors import ClientError, EngineUnavailable
-from service.heap import return_unused_memory
 from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
 from service.media.medium import Medium, sights_of
 from service.media.model_bounds import ModelBounds, read_model_bounds
 from service.media.sampled_video import SampledVideo
-from service.prompt import Prompt, PromptBuilder
+from service.processes.heap import return_unused_memory
 from service.request_log import RequestRecord
 from service.stages import milliseconds
+from service.text.answer import Engine
+from service.text.detokenizer import Vocabulary
+from service.text.prompt import Prompt, PromptBuilder
 
 logger = structlog.get_logger()
 

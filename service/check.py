@@ -16,7 +16,7 @@ import msgspec
 from inference.config import EngineConfig
 from service.config import Settings
 from service.options import Resolved, options, shown, value_of
-from service.threads import plan_threads, variables_set
+from service.processes.threads import plan_threads, variables_set
 
 _MAX_VERDICT_BYTES = 1024 * 1024
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))

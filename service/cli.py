@@ -123,7 +123,7 @@ def _add_key(values: dict[str, Any]) -> int:
 
 
 def _serve(resolved: Resolved) -> int:
-    from service.supervisor import ENTRIES, serve
+    from service.processes.supervisor import ENTRIES, serve
 
     return serve(resolved.settings, ENTRIES)
 

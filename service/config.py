@@ -14,8 +14,8 @@ import msgspec
 from inference.config import EngineConfig
 from inference.log import LogFormat, LogLevel
 from service.access.settings import AccessSettings
-from service.connection_limits import ConnectionLimits
-from service.file_settings import FileSettings
+from service.files.file_settings import FileSettings
+from service.http.connection_limits import ConnectionLimits
 from service.media.budget import MediaLimits
 from service.media.fetch_settings import FetchSettings
 from service.metrics.settings import MetricsSettings

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from inference.protocol import SamplingParams
-from service.output_format import OutputFormat
+from service.text.output_format import OutputFormat
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MediaKind: TypeAlias = Literal["image", "document", "video"]

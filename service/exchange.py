@@ -8,13 +8,13 @@ import msgspec
 from inference.protocol import FinishReason, Generate, SamplingParams
 from service.access.caller import quota_of
 from service.account import Account
-from service.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer
 from service.chat import Chat, Prepared
 from service.conversation import Conversation
-from service.deadline import Deadline
 from service.errors import DeadlineExceeded
-from service.prompt import Prompt
+from service.http.deadline import Deadline
 from service.request_log import RequestRecord
+from service.text.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer
+from service.text.prompt import Prompt
 
 
 class Exchange:

@@ -25,8 +25,8 @@ from litestar.types import (
 from service.access.caller import ANYONE, Caller
 from service.errors import DeadlineExceeded, InternalError, ServiceError
 from service.metrics.worker_metrics import Stage, WorkerMetrics
-from service.resumption import Resumption
 from service.stages import StageTimes, milliseconds
+from service.streams.resumption import Resumption
 from service.tracing.request_trace import RequestTrace, Tracer
 
 Fact: TypeAlias = str | int | float | None

@@ -7,8 +7,8 @@ workers.
 from collections import Counter
 
 from service.access.caller import Caller
-from service.connection_limits import ConnectionLimits
 from service.errors import Overloaded
+from service.http.connection_limits import ConnectionLimits
 
 _RETRY_SECONDS = 1.0
 

@@ -16,9 +16,9 @@ from service.access.key_ring import KeyRing
 from service.access.open_paths import OpenPaths, is_health
 from service.access.presented_key import presented_key
 from service.access.settings import AccessSettings
-from service.body_clock import BodyClock
-from service.connection_limits import ConnectionLimits
 from service.errors import PermissionDenied, ServiceError, Unauthenticated
+from service.http.body_clock import BodyClock
+from service.http.connection_limits import ConnectionLimits
 from service.request_log import RequestRecord, record_of
 
 

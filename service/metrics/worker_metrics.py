@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias, get_args
 
 from inference.ledger import Counter, Slab, private_slab
 from inference.protocol import Delta, FinishReason
-from service.answer import AnswerFinish, Usage
 from service.metrics import families as family
 from service.metrics.memory import children_resident_bytes, resident_bytes
 from service.metrics.settings import MetricsSettings
 from service.stages import StageTimes
+from service.text.answer import AnswerFinish, Usage
 
 Stage: TypeAlias = Literal[
     "reading", "fetching", "decoding", "prompt", "queued", "prefill", "decode", "sending"

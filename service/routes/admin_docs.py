@@ -1,6 +1,6 @@
 """What the API document says of the operators' paths."""
 
-from service.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
+from service.http.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
 from service.openapi import Content, Operation, Reply, Schema
 from service.routes.admin import AdminStatus
 

@@ -6,6 +6,7 @@ from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
 from service.access.open_paths import OpenPaths
+from service.http.static_folder import FOLDER, StaticFolder
 from service.openapi import render_document
 from service.routes.admin_docs import ADMIN_OPERATIONS
 from service.routes.files_docs import FILE_OPERATIONS
@@ -14,7 +15,6 @@ from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
 from service.routes.preview_docs import PREVIEW_OPERATIONS
 from service.routes.resume_docs import RESUME_OPERATIONS
-from service.static_folder import FOLDER, StaticFolder
 from service.version import version
 
 OPERATIONS = (

@@ -13,14 +13,15 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 from litestar.types.asgi_types import HTTPReceiveMessage, WebSocketReceiveMessage
 
-from service.attendance import Attendance
-from service.body import announced_bytes, media_type, read_body
 from service.config import Settings
-from service.deadline import Deadline
 from service.errors import FieldInvalid, MediaTypeUnsupported, RequestInvalid
-from service.file_shelf import Label, StoredFile
-from service.file_store import FileStore, Upload
-from service.form import FileStream, Form, MultipartReader
+from service.files.file_shelf import Label, StoredFile
+from service.files.file_store import FileStore, Upload
+from service.http.attendance import Attendance
+from service.http.body import announced_bytes, media_type, read_body
+from service.http.deadline import Deadline
+from service.http.form import FileStream, Form, MultipartReader
+from service.http.validation import convert_form
 from service.request_log import record_of
 from service.routes.files_schema import (
     FileDeleted,
@@ -29,7 +30,6 @@ from service.routes.files_schema import (
     ListQuery,
     UploadFields,
 )
-from service.validation import convert_form
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
 

@@ -1,6 +1,6 @@
 """What the API document says of the paths under /v1/files."""
 
-from service.error_reply import ErrorEnvelope
+from service.http.error_reply import ErrorEnvelope
 from service.openapi import Content, Operation, Reply, Schema, schema_of_fields
 from service.routes.files_schema import FileDeleted, FileList, FileObject, ListQuery, UploadFields
 

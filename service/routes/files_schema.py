@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from service.file_settings import MIN_EXPIRY_SECONDS
+from service.files.file_settings import MIN_EXPIRY_SECONDS
 
 Purpose: TypeAlias = Literal["assistants", "user_data", "vision"]
 

@@ -14,14 +14,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
-from service.attendance import Attendance
 from service.chat import Chat
 from service.config import Settings
-from service.deadline import Deadline
-from service.error_reply import Envelope
 from service.errors import DeadlineExceeded, ServiceError
-from service.event_stream import EventStream
 from service.exchange import Exchange
+from service.http.attendance import Attendance
+from service.http.deadline import Deadline
+from service.http.error_reply import Envelope
+from service.http.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native_input import read_question
 from service.routes.native_schema import (

@@ -7,7 +7,6 @@ from anyio import to_thread
 from litestar.types import Receive, Scope
 
 from inference.protocol import SamplingParams
-from service.body import MediaType, media_type, read_body
 from service.conversation import (
     ALL_KINDS,
     Bytes,
@@ -20,7 +19,9 @@ from service.conversation import (
     TextPart,
 )
 from service.errors import FieldInvalid, ImageRefused, MediaTypeUnsupported, RequestInvalid
-from service.form import Form, MultipartReader, read_urlencoded
+from service.http.body import MediaType, media_type, read_body
+from service.http.form import Form, MultipartReader, read_urlencoded
+from service.http.validation import convert_form, decode_json
 from service.media.source import source_of_text, source_of_url
 from service.routes.native_schema import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -28,7 +29,6 @@ from service.routes.native_schema import (
     ChatRequest,
     InputType,
 )
-from service.validation import convert_form, decode_json
 
 # Form fields that take files: pictures only, or documents and videos as well.
 _FILE_FIELDS = ("image", "file")

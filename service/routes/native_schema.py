@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from service.deadline import DeadlineMs
+from service.http.deadline import DeadlineMs
 from service.stages import StageTimes
 
 IMAGE_ONLY_PROMPT = "请描述这张图片"

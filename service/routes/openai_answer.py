@@ -7,11 +7,11 @@ from collections.abc import Collection
 from typing import NamedTuple, TypeAlias
 
 from inference.protocol import FinishReason, TokenLogprob
-from service.answer import AnswerDelta, AnswerFinish, Usage
-from service.detokenizer import Vocabulary
-from service.reasoning import ReasoningSplitter
 from service.routes import openai_reply as reply
-from service.tool_calls import CallArguments, CallStarted, ContentText, ToolCallSplitter
+from service.text.answer import AnswerDelta, AnswerFinish, Usage
+from service.text.detokenizer import Vocabulary
+from service.text.reasoning import ReasoningSplitter
+from service.text.tool_calls import CallArguments, CallStarted, ContentText, ToolCallSplitter
 
 REPETITION = "repetition"
 

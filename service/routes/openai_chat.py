@@ -11,13 +11,13 @@ from litestar.types import ASGIApp
 from msgspec import UNSET
 
 from inference.protocol import ModelFacts
-from service.attendance import Attendance
-from service.body import read_json_body
 from service.chat import Chat
 from service.config import Settings
-from service.deadline import Deadline
-from service.event_stream import EventStream
 from service.exchange import Exchange
+from service.http.attendance import Attendance
+from service.http.body import read_json_body
+from service.http.deadline import Deadline
+from service.http.event_stream import EventStream
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
 from service.routes.openai_fields import decode_request, ignored_headers

@@ -1,6 +1,6 @@
 """What the API document says of the OpenAI dialect's paths."""
 
-from service.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
+from service.http.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
 from service.openapi import EVENT_STREAM, SERVER_TIMING_HEADER, Content, Operation, Reply, Schema
 from service.routes.openai_reply import (
     Completion,

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from service.errors import FieldInvalid, RequestInvalid
-from service.validation import decode_json
+from service.http.validation import decode_json
 
 # Taken because clients send them unasked; what they say has no bearing on an answer here.
 _IGNORED = (

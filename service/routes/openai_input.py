@@ -5,7 +5,6 @@ from collections.abc import Collection
 from inference.protocol import Limits, ModelFacts, SamplingParams
 from service.conversation import Conversation
 from service.errors import FieldInvalid, NotFound, RequestInvalid
-from service.output_format import JSON_OBJECT, Function, NamedChoice, OutputFormat, Schema
 from service.routes.openai_messages import PixelBounds, canonical_messages, canonical_tools
 from service.routes.openai_schema import (
     CompletionRequest,
@@ -14,6 +13,7 @@ from service.routes.openai_schema import (
     NamedToolChoice,
     Tool,
 )
+from service.text.output_format import JSON_OBJECT, Function, NamedChoice, OutputFormat, Schema
 
 # A request that names no limit gets all the room there is; this is beyond every context.
 _UNBOUNDED = 2**31 - 1

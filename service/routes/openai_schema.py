@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from service.conversation import Detail
-from service.deadline import DeadlineMs
+from service.http.deadline import DeadlineMs
 
 MAX_ANSWERS = 8
 MAX_MESSAGES = 4096

@@ -7,10 +7,9 @@ from typing import assert_never
 import msgspec
 from msgspec import UNSET
 
-from service.answer import AnswerDelta
-from service.error_reply import error_envelope
 from service.errors import ServiceError
 from service.exchange import Exchange
+from service.http.error_reply import error_envelope
 from service.routes.openai_answer import (
     AnswerEvent,
     AnswerReader,
@@ -27,7 +26,8 @@ from service.routes.openai_reply import (
     DeltaFunction,
     DeltaToolCall,
 )
-from service.tool_calls import CallArguments, CallStarted, ContentText
+from service.text.answer import AnswerDelta
+from service.text.tool_calls import CallArguments, CallStarted, ContentText
 
 _DONE = b"data: [DONE]\n\n"
 

@@ -7,8 +7,6 @@ from typing import assert_never
 from msgspec import UNSET
 
 from inference.protocol import TokenLogprob
-from service.answer import AnswerDelta, AnswerFinish
-from service.detokenizer import Vocabulary
 from service.exchange import Exchange
 from service.routes.openai_answer import (
     AnswerEvent,
@@ -26,7 +24,9 @@ from service.routes.openai_reply import (
     FunctionCall,
     MessageToolCall,
 )
-from service.tool_calls import CallArguments, CallStarted, ContentText
+from service.text.answer import AnswerDelta, AnswerFinish
+from service.text.detokenizer import Vocabulary
+from service.text.tool_calls import CallArguments, CallStarted, ContentText
 
 
 class WholeAnswers:

@@ -5,7 +5,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
-from service.static_folder import FOLDER, StaticFolder
+from service.http.static_folder import FOLDER, StaticFolder
 
 # Nothing but the service's own files runs, and whatever a model writes stays text.
 _CONTENT_SECURITY_POLICY = (

@@ -12,13 +12,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from msgspec import Meta
 
-from service.attendance import Attendance
-from service.body import media_type, read_json_body
 from service.chat import Chat, Prepared
 from service.config import Settings
 from service.conversation import Conversation, MediaKind
-from service.deadline import Deadline
 from service.errors import ClientError
+from service.http.attendance import Attendance
+from service.http.body import media_type, read_json_body
+from service.http.deadline import Deadline
 from service.media.decoded_image import DecodedImage
 from service.media.medium import Document, Medium
 from service.media.sampled_video import SampledVideo

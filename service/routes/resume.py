@@ -10,7 +10,7 @@ from litestar.types import ASGIApp
 
 from service.errors import RequestInvalid
 from service.request_log import record_of
-from service.resumable_streams import ResumableStreams
+from service.streams.resumable_streams import ResumableStreams
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
 

@@ -6,13 +6,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
 from inference.protocol import ModelFacts, SamplingParams
-from service.attendance import Attendance
-from service.body import read_json_body
 from service.chat import Chat
 from service.config import Settings
 from service.conversation import Conversation
-from service.deadline import Deadline
 from service.errors import RequestInvalid
+from service.http.attendance import Attendance
+from service.http.body import read_json_body
+from service.http.deadline import Deadline
 from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
 from service.routes.openai_fields import decode_request

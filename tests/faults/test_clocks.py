@@ -8,20 +8,20 @@ import msgspec
 import pytest
 
 from service.errors import NotFound
-from service.file_settings import FileSettings
-from service.file_shelf import FileShelf, Label, StoredFile
+from service.files.file_settings import FileSettings
+from service.files.file_shelf import FileShelf, Label, StoredFile
 
 ROOT = Path(__file__).parents[2]
 TIME_OF_DAY = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(|\bdate\.today\(")
 # Why each may ask for the time of day.
 MAY_ASK = {
     "service/access/key_file.py": "the day on which a key was made",
-    "service/chat_template.py": "a template's own function",
-    "service/file_shelf.py": "a file's age, which outlives processes and is told to clients",
+    "service/text/chat_template.py": "a template's own function",
+    "service/files/file_shelf.py": "a file's age, which outlives processes and is told to clients",
     "service/load/machine.py": "the date of a report",
-    "service/resumable_streams.py": "a stream's beginning, for whichever process goes on with it",
+    "service/streams/resumable_streams.py": "a stream's beginning, for its next owner",
     "service/routes/openai_chat.py": "`created` of an answer",
-    "service/stream_journal.py": "a stream's age, for whichever process goes on with it",
+    "service/streams/stream_journal.py": "a stream's age, for its next owner",
     "service/tracing/opentelemetry_tracer.py": "a span's beginning, as the protocol has it",
 }
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)

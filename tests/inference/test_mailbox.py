@@ -347,6 +347,38 @@ def test_closing_delivers_what_was_posted(mailbox, connect, tmp_path):
         Client(str(tmp_path / "socket"), "AF_UNIX", authkey=KEY)
 
 
+def test_a_socket_that_was_removed_is_made_anew_and_nobody_is_cut_off(mailbox, connect, tmp_path):
+    before = connect()
+    before.send_bytes(cancel("hello"))
+    letters(mailbox, 1)
+    (tmp_path / "socket").unlink()
+    with pytest.raises(FileNotFoundError):
+        connect()
+
+    mailbox.keep_address()
+    mailbox.keep_address()
+
+    connect().send_bytes(cancel("new"))
+    before.send_bytes(cancel("old"))
+    assert {message.request_id for _, message in letters(mailbox, 2)} == {"new", "old"}
+
+
+def test_a_folder_that_was_removed_costs_the_engine_nothing(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with closing(Mailbox(str(folder / "socket"), KEY)) as mailbox:
+        (folder / "socket").unlink()
+        folder.rmdir()
+        mailbox.keep_address()
+        folder.mkdir()
+
+        mailbox.keep_address()
+
+        with closing(Client(str(folder / "socket"), "AF_UNIX", authkey=KEY)) as worker:
+            worker.send_bytes(cancel("r"))
+            assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
+
+
 def test_connections_that_end_leave_no_threads(mailbox, connect):
     for _ in range(20):
         worker = connect()

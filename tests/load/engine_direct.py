@@ -32,8 +32,8 @@ from service.load.scenarios import SCENARIOS, Ask, Scenario, number_of
 from service.media.budget import MediaLimits
 from service.media.decode import DecodedImage, SourceBounds, decode
 from service.media.resize import ResizeBounds
-from service.prompt import PromptBuilder
-from service.threads import plan_threads
+from service.processes.threads import plan_threads
+from service.text.prompt import PromptBuilder
 
 if TYPE_CHECKING:
     from inference.engine import Engine

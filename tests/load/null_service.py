@@ -18,7 +18,7 @@ from inference.ledger import Place
 from inference.log import LogConfig
 from inference.protocol import Heartbeat, Started, encode
 from service.config import Settings
-from service.supervisor import ENTRIES, Entries, serve
+from service.processes.supervisor import ENTRIES, Entries, serve
 
 _NULL_ENGINE = Path(__file__).parents[1] / "service" / "null_engine.py"
 

@@ -16,10 +16,10 @@ import anyio
 from null_service import run_null_engine
 
 from inference.config import EngineConfig
-from service import worker
 from service.config import Settings
 from service.metrics.worker_metrics import WorkerMetrics
-from service.supervisor import Entries, serve
+from service.processes import worker
+from service.processes.supervisor import Entries, serve
 
 _SLEEP_SECONDS = 0.001
 

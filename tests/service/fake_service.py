@@ -22,7 +22,7 @@ from inference.protocol import (
     encode,
 )
 from service.config import Settings
-from service.supervisor import Entries, serve
+from service.processes.supervisor import Entries, serve
 
 SCENARIO = sys.argv[1] if len(sys.argv) > 1 else "well"
 

@@ -21,7 +21,7 @@ from service.errors import RequestInvalid
 from service.media.decoded_image import DecodedImage
 from service.media.sampled_video import SampledVideo
 from service.media.sampling import VideoBounds, patch_times, sample_indices
-from service.prompt import PromptBuilder
+from service.text.prompt import PromptBuilder
 
 BOUNDS = VideoBounds(factor=32, temporal_factor=2, min_pixels=4096, max_pixels=1_000_000)
 FILM = MediaPart(source=Bytes(b""), param="video", kinds=("video",))

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from service.body_clock import BodyClock
-from service.connection_limits import ConnectionLimits
+from service.http.body_clock import BodyClock
+from service.http.connection_limits import ConnectionLimits
 
 LIMITS = ConnectionLimits(body_timeout_seconds=60, min_body_bytes_per_second=1000)
 

@@ -33,11 +33,11 @@ from inference.protocol import (
 )
 from service.app import create_app
 from service.config import Settings
-from service.file_store import FileStore
-from service.http_protocol import protocol_with
+from service.files.file_store import FileStore
+from service.http.http_protocol import protocol_with
 from service.media.budget import MediaLimits
 from service.media.pool import ImagePool
-from service.stream_shelf import StreamShelf
+from service.streams.stream_shelf import StreamShelf
 
 
 class ScriptedEngine:

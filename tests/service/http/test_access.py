@@ -8,7 +8,7 @@ import pytest
 
 from service.access.key_file import add_key
 from service.access.settings import AccessSettings
-from service.connection_limits import ConnectionLimits
+from service.http.connection_limits import ConnectionLimits
 from service.media.fetch_settings import FetchSettings
 
 QUESTION = {"input_type": "text_only", "text": "What is this?"}

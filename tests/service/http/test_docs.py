@@ -11,12 +11,12 @@ from service.access.open_paths import OpenPaths
 from service.app import create_app
 from service.config import Settings
 from service.error_codes import ERROR_CODES
-from service.file_store import FileStore
+from service.files.file_store import FileStore
 from service.media.pool import ImagePool
 from service.media.refusal import Refusal
 from service.openapi import render_document
 from service.routes.docs import OPERATIONS
-from service.stream_shelf import StreamShelf
+from service.streams.stream_shelf import StreamShelf
 
 SERVICE = Path(__file__).parent.parent.parent.parent / "service"
 UNDOCUMENTED = {

@@ -11,7 +11,7 @@ import pytest
 
 from service.access.key_file import add_key
 from service.access.settings import AccessSettings
-from service.file_settings import FileSettings
+from service.files.file_settings import FileSettings
 from service.media.fetch_settings import FetchSettings
 
 PDF = b"%PDF-1.7\n" + bytes(200)

@@ -6,8 +6,8 @@ import socket
 import anyio
 import pytest
 
-from service import event_stream
 from service.errors import EngineUnavailable
+from service.http import event_stream
 
 QUESTION = {"input_type": "text_only", "text": "What is this?"}
 

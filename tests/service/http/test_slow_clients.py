@@ -7,7 +7,7 @@ import socket
 import anyio
 import pytest
 
-from service.connection_limits import ConnectionLimits
+from service.http.connection_limits import ConnectionLimits
 
 HEAD = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 

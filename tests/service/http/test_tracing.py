@@ -39,7 +39,7 @@ def test_a_missing_extra_is_noticed_before_it_is_needed(monkeypatch):
 
 
 def test_a_service_without_traces_imports_nothing_for_them():
-    code = "import sys, service.worker; print(*sys.modules)"
+    code = "import sys, service.processes.worker; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import form
 from service.error_codes import ERROR_CODES
 from service.errors import ClientError
+from service.http import form
 from service.media.budget import MediaLimits
 from service.media.fetch import Fetcher, RemoteFile
 from service.media.fetch_settings import FetchSettings

@@ -1,0 +1,1 @@
+"""Uploaded files, kept on disk for all workers."""
