@@ -106,10 +106,10 @@ ELSEWHERE = {
     ],
     11: ["service/http/test_slow_clients.py::test_a_body_that_drips_is_told_so_and_cut"],
     12: [
-        "service/test_http_protocol.py::test_a_head_that_does_not_end_in_time_is_refused",
-        "service/test_http_protocol.py::test_a_connection_that_stays_silent_is_closed",
+        "service/http/test_http_protocol.py::test_a_head_that_does_not_end_in_time_is_refused",
+        "service/http/test_http_protocol.py::test_a_connection_that_stays_silent_is_closed",
     ],
-    14: ["service/test_http_protocol.py::test_other_protocols_and_their_tricks_are_refused"],
+    14: ["service/http/test_http_protocol.py::test_other_protocols_and_their_tricks_are_refused"],
     15: ["service/http/test_access.py::test_only_named_hosts_are_answered"],
     19: [
         "service/http/test_access.py::test_without_a_key_only_the_open_paths_answer",
@@ -158,7 +158,7 @@ ELSEWHERE = {
     71: [
         "service/http/test_slow_clients.py::test_a_stream_that_nobody_reads_is_cut_counted_and_cancelled",
         "service/http/test_native_stream.py::test_other_streams_go_on_beside_one_that_does_not_read",
-        "service/test_http_protocol.py::test_a_client_that_does_not_read_is_cut_and_no_other_waits",
+        "service/http/test_http_protocol.py::test_a_client_that_does_not_read_is_cut_and_no_other_waits",
     ],
     72: ["service/http/test_deadlines.py::test_who_is_turned_away_is_told_when_to_return"],
     73: [
@@ -174,7 +174,7 @@ ELSEWHERE = {
     77: [
         "end_to_end/test_faults.py::test_requests_under_way_outlive_a_killed_engine",
         "end_to_end/test_faults.py::test_streams_go_on_where_a_killed_engine_left_them",
-        "service/test_engine_client.py::test_every_request_ends_exactly_once_whatever_happens",
+        "service/engine/test_engine_client.py::test_every_request_ends_exactly_once_whatever_happens",
     ],
     78: [
         "end_to_end/test_faults.py::test_a_killed_worker_is_replaced_while_the_others_answer",
@@ -184,10 +184,10 @@ ELSEWHERE = {
     80: [
         "service/http/test_access.py::test_more_requests_than_a_worker_takes_are_refused_but_not_its_probes",
         "service/http/test_access.py::test_one_key_s_streams_leave_room_for_another_s",
-        "service/test_http_protocol.py::test_connections_beyond_the_limit_are_told_and_closed",
+        "service/http/test_http_protocol.py::test_connections_beyond_the_limit_are_told_and_closed",
     ],
     81: [
-        "service/test_http_protocol.py::test_an_upgrade_is_passed_over_and_its_connection_goes_on",
+        "service/http/test_http_protocol.py::test_an_upgrade_is_passed_over_and_its_connection_goes_on",
     ],
 }  # fmt: skip
 
