@@ -29,6 +29,7 @@ _BRANDS = {
         *(b"hvc1", b"av01", b"dash", b"M4V ", b"MSNV", b"3gp4", b"3gp5", b"3gp6"),
     },
 }
+_MAX_PIECES = 16_384
 _MATROSKA_SIGNATURE = b"\x1a\x45\xdf\xa3"
 # The first kilobyte may hold other things before it; readers have always allowed for that.
 _PDF_HEAD_BYTES = 1024
@@ -67,6 +68,48 @@ def _sniff_brands(encoded: bytes) -> str | None:
         if brands & known:
             return file_format
     return None
+
+
+def check_pieces(encoded: bytes, file_format: str) -> None:
+    """Refuse a PNG or JPEG in absurdly many pieces before a reader walks them one by one.
+
+    A megabyte of them takes a reader a second; an honest file has at most some thousand.
+
+    Raises:
+        MediumRefused: INVALID.
+    """
+    match file_format:
+        case "png":
+            too_many = _num_chunks(encoded) > _MAX_PIECES
+        case "jpeg":
+            too_many = _num_markers(encoded) > _MAX_PIECES
+        case _:
+            return
+    if too_many:
+        raise MediumRefused(Refusal.INVALID)
+
+
+def _num_chunks(encoded: bytes) -> int:
+    """Count a PNG's chunks as far as the limit."""
+    position, count = len(_PNG_SIGNATURE), 0
+    while position + 12 <= len(encoded) and count <= _MAX_PIECES:
+        position += 12 + int.from_bytes(encoded[position : position + 4])
+        count += 1
+    return count
+
+
+def _num_markers(encoded: bytes) -> int:
+    """Count a JPEG's markers before its first scan, and the bytes that fill up between them."""
+    position, count = 2, 0
+    while position + 4 <= len(encoded) and count <= _MAX_PIECES:
+        count += 1
+        if encoded[position] != 0xFF or encoded[position + 1] == 0xFF:
+            position += 1  # filling, or lost: either way a byte that is looked at alone
+        elif encoded[position + 1] == 0xDA:
+            break
+        else:
+            position += 2 + int.from_bytes(encoded[position + 2 : position + 4])
+    return count
 
 
 def check_png(encoded: bytes) -> None:

@@ -27,7 +27,7 @@ from PIL import (
 )
 
 from service.media.colour import to_upright_rgb
-from service.media.container import check_png, ends_early, sniff
+from service.media.container import check_pieces, check_png, ends_early, sniff
 from service.media.decoded_image import DecodedImage
 from service.media.refusal import MediumRefused, Refusal
 from service.media.resize import ResizeBounds, smart_resize
@@ -133,6 +133,7 @@ def _opened(encoded: bytes, source: SourceBounds) -> Generator[tuple[ImageFile.I
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_pieces(encoded, file_format)
             image = _reader(file_format)(io.BytesIO(encoded))
             _check_before_decoding(image, encoded, file_format, source)
             yield image, file_format

@@ -1,8 +1,13 @@
 """What files say of themselves in their first bytes."""
 
-import pytest
+import io
+import zlib
 
-from service.media.container import kind_of, sniff
+import pytest
+from PIL import Image
+
+from service.media.container import check_pieces, kind_of, sniff
+from service.media.refusal import MediumRefused, Refusal
 
 
 def ftyp(*brands: bytes) -> bytes:
@@ -36,3 +41,41 @@ def ftyp(*brands: bytes) -> bytes:
 )
 def test_a_file_is_known_by_its_first_bytes(encoded, file_format, kind):
     assert (file_format, kind) == (sniff(encoded), kind_of(encoded))
+
+
+def jpeg(between: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "JPEG")
+    return file.getvalue()[:2] + between + file.getvalue()[2:]
+
+
+def png(chunks: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "PNG")
+    return file.getvalue()[:33] + chunks + file.getvalue()[33:]
+
+
+EMPTY_CHUNK = bytes(4) + b"teSt" + zlib.crc32(b"teSt").to_bytes(4)
+COMMENT = b"\xff\xfe\x00\x02"
+
+
+@pytest.mark.parametrize(
+    "encoded", [jpeg(), jpeg(COMMENT * 1000), jpeg(b"\xff" * 1000), png(), png(EMPTY_CHUNK * 1000)]
+)
+def test_a_picture_in_many_pieces_is_taken(look, encoded):
+    assert look(encoded).source_width == 32
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        pytest.param(jpeg(b"\xff" * 10_000_000), id="filling"),
+        pytest.param(jpeg(COMMENT * 2_000_000), id="comments"),
+        pytest.param(png(EMPTY_CHUNK * 1_000_000), id="chunks"),
+    ],
+)
+def test_a_picture_in_absurdly_many_pieces_is_refused_unread(encoded):
+    with pytest.raises(MediumRefused) as caught:
+        check_pieces(encoded, sniff(encoded) or "")
+
+    assert caught.value.refusal == Refusal.INVALID
