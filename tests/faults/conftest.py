@@ -34,7 +34,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
 def shared(start: Callable[..., RunningService]) -> RunningService:
     """Two workers of one decoder each, quickly found stuck, restarted without a pause."""
     return start(
-        "--workers", str(NUM_WORKERS), "--image-processes", "1", "--heartbeat-timeout-seconds", "5",
+        "--workers", str(NUM_WORKERS), "--image-processes", "1", "--heartbeat-timeout-seconds", "6",
         "--restart-budget", "100", "--request-timeout-seconds", "60", *NO_PAUSES,
     )  # fmt: skip
 

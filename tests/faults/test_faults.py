@@ -104,7 +104,7 @@ def starve(process: psutil.Process) -> None:
 
 def slow_down(process: psutil.Process) -> None:
     """Let it run a tenth of the time."""
-    for _ in range(20):
+    for _ in range(10):
         process.suspend()
         time.sleep(0.09)
         process.resume()
@@ -116,7 +116,6 @@ def slow_down(process: psutil.Process) -> None:
     "strike",
     [
         pytest.param(kill, id="killed"),
-        pytest.param(pause(1.0), id="paused"),
         pytest.param(pause(20.0), id="stuck"),
         pytest.param(slow_down, id="slow"),
     ],
@@ -152,7 +151,6 @@ def test_an_engine_without_memory_answers_or_says_so(service, at_rest):
     ("strike", "loses"),
     [
         pytest.param(kill, True, id="killed"),
-        pytest.param(pause(1.0), False, id="paused"),
         pytest.param(pause(20.0), True, id="stuck"),
         pytest.param(slow_down, False, id="slow"),
     ],
@@ -179,7 +177,6 @@ def test_what_happens_to_a_worker_harms_its_own_connections_alone(
     "strike",
     [
         pytest.param(kill, id="killed"),
-        pytest.param(pause(1.0), id="paused"),
         pytest.param(slow_down, id="slow"),
     ],
 )
@@ -217,16 +214,14 @@ def test_a_decoder_that_hangs_holds_a_request_until_its_deadline_and_is_replaced
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 6.0])
-def test_a_supervisor_that_sleeps_is_not_missed(service, at_rest, seconds):
+def test_a_supervisor_that_sleeps_is_not_missed(service, at_rest):
+    """For longer than any of its children may be silent."""
     supervisor = psutil.Process(service.process.pid)
     engine, workers = service.inference(), service.workers()
-    questions, prefix = mixed(30), f"asleep-{seconds:g}"
+    questions, prefix = mixed(30), "asleep"
     before = service.scrape()
 
-    outcomes = run_with(
-        service.url, questions, prefix, lambda: pause(seconds)(supervisor), after=0.1
-    )
+    outcomes = run_with(service.url, questions, prefix, lambda: pause(8.0)(supervisor), after=0.1)
 
     assert wrong(questions, outcomes) == []
     assert account(service, outcomes, before, prefix=prefix) == []
@@ -282,12 +277,9 @@ def lines_seen(service: RunningService, outcome: Outcome) -> bool:
 def test_a_killed_supervisor_takes_everything_along(start):
     service = start("--workers", "1")
     family = service.family()
-    folder = service.runtime_folder()
 
     outcomes = run_with(service.url, mixed(10), "orphan", service.process.kill, after=0.1)
 
     assert all(outcome.is_whole or outcome.is_broken for outcome in outcomes)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
-    start("--workers", "1").stop()
-    assert not folder.exists()  # nobody was left to remove it; the next service does

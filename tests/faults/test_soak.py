@@ -6,8 +6,8 @@ import pytest
 from audit import files_of, leftovers
 from soak import SMALL_POOLS, growth, soak
 
-WARM_SECONDS = 5.0
-SECONDS = 12.0
+WARM_SECONDS = 4.0
+SECONDS = 9.0
 # Pictures alone come to some 100 KB each as they are decoded, in hundreds of requests.
 MOST_MIB = {"inference": 40.0, "decoder": 15.0}
 MOST_MIB_ELSEWHERE = 8.0
@@ -23,9 +23,9 @@ def test_hundreds_of_pictures_departures_and_errors_leave_nothing_behind(start):
     course = asyncio.run(soak(service, SECONDS, concurrency=8, seed=3))
     leftovers(service)
 
-    assert len(course.outcomes) > 200
-    assert not any(outcome.is_broken for outcome in course.outcomes)
-    assert not any(outcome.status == 500 for outcome in course.outcomes)
+    assert course.codes.total() > 100
+    assert course.codes["200"] > course.codes.total() / 3
+    assert course.codes.keys() & {"0", "500", "internal_error"} == set()
     for each in growth(course.samples):
         risen = each.last_mib - each.first_mib
         assert risen < MOST_MIB.get(each.title, MOST_MIB_ELSEWHERE), each
