@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from multiprocessing import current_process
 from multiprocessing.connection import Connection
@@ -45,6 +46,7 @@ from service.streams.stream_shelf import StreamShelf
 _HEARTBEAT_SECONDS = 1.0
 _MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _SHARE_JITTER = 0.2
+_SWITCH_SECONDS = 0.0005
 
 
 def run_worker(
@@ -62,6 +64,8 @@ def run_worker(
     place: in the ledger, for what is counted here; None counts for this worker alone.
     """
     return_freed_memory()
+    # How long a thread that works on a file may keep the event loop waiting for the interpreter.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Prompts are small and many: threads for each would only take cores from the engine.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
