@@ -4,6 +4,7 @@ Real processes and signals. The table of tests/faults/table.py times the same fa
 """
 
 import asyncio
+import contextlib
 import random
 import resource
 import signal
@@ -209,7 +210,11 @@ def test_a_decoder_that_hangs_holds_a_request_until_its_deadline_and_is_replaced
     # One at a time finds the decoder hung, and the others wait behind it.
     assert {outcome.code() for outcome in outcomes} == {"deadline_exceeded"}
     assert account(service, outcomes, before, prefix="hung") == []
-    wait_until(lambda: not any(decoder.is_running() for decoder in hung))
+    # A worker that none of the questions reached has not found out; it need not.
+    wait_until(lambda: not all(decoder.is_running() for decoder in hung))
+    for decoder in hung:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            decoder.resume()
     check_rest(service, at_rest)
 
 
