@@ -11,6 +11,7 @@ import structlog
 
 from inference.protocol import Limits, ModelFacts, Stats, Vision
 from service.conversation import Conversation, MediaPart
+from service.engine.verdicts import Verdicts
 from service.errors import ClientError, EngineUnavailable
 from service.media.decoded_image import DecodedImage
 from service.media.intake import MediaIntake
@@ -72,6 +73,7 @@ class Chat:
 
     def __init__(self, engine: ConnectedEngine, intake: MediaIntake) -> None:
         self.engine = engine
+        self.verdicts = Verdicts()
         self._intake = intake
         self._checkpoint: _Checkpoint | None = None
         self._loading = anyio.Lock()

@@ -1,5 +1,6 @@
 """One request on its way through: prepared, handed to the engine, answered. Knows no dialect."""
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,7 +11,8 @@ from service.access.caller import quota_of
 from service.account import Account
 from service.chat import Chat, Prepared
 from service.conversation import Conversation
-from service.errors import DeadlineExceeded
+from service.engine.verdicts import Demand
+from service.errors import DeadlineExceeded, DeadlineUnreachable, Overloaded
 from service.http.deadline import Deadline
 from service.request_log import RequestRecord
 from service.text.answer import AnswerDelta, AnswerFinish, Engine, Usage, answer
@@ -76,6 +78,8 @@ class Exchange:
         Raises:
             ServiceError: there is no answer, or no rest of it.
         """
+        if self._record.resumption is None:
+            self._chat.verdicts.check(self._record.caller.name, self._demand())
         prepared = await self._chat.prepare(self._conversation, self._record)
         self._prepared = prepared
         sampling = self._sampling(prepared.prompt)
@@ -95,6 +99,9 @@ class Exchange:
                     if delta.finish is not None and delta.finish.reason is FinishReason.DEADLINE:
                         raise DeadlineExceeded(account.spent)
                     yield delta
+        except (Overloaded, DeadlineUnreachable) as error:
+            self._chat.verdicts.note(self._record.caller.name, error, self._demand())
+            raise
         finally:
             self._chat.give_back_id(request_id)
             if self._deadline is not None:
@@ -114,6 +121,10 @@ class Exchange:
         if self._account is None:
             raise RuntimeError("The engine has not been asked yet.")
         return self._account
+
+    def _demand(self) -> Demand:
+        seconds_left = self._deadline.seconds_left if self._deadline is not None else math.inf
+        return Demand(num_media=len(self._conversation.media), seconds_left=seconds_left)
 
     def _request(self, request_id: str, prepared: Prepared, sampling: SamplingParams) -> Generate:
         caller = self._record.caller
