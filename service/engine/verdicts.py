@@ -9,7 +9,7 @@ from typing import NamedTuple
 from service.errors import DeadlineUnreachable, Overloaded
 
 # As long as a verdict stands: a few steps of the engine, in which little can change.
-_STANDS_SECONDS = 0.2
+_STANDS_SECONDS = 0.05
 _MAX_CALLERS = 1024
 
 
