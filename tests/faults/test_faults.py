@@ -165,9 +165,9 @@ def test_what_happens_to_a_worker_harms_its_own_connections_alone(
 
     outcomes = run_with(service.url, questions, prefix, lambda: strike(worker), after=0.15)
 
+    # How many is chance: the kernel may have brought all connections to this one worker.
     harmed = wrong(questions, outcomes)
     assert all(loses and outcome.is_broken for outcome in harmed), harmed
-    assert len(harmed) < len(questions)
     faults = account(service, outcomes, before, prefix=prefix, has_lost_workers=loses)
     assert faults == []
     check_rest(service, at_rest)
