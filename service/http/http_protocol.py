@@ -26,6 +26,9 @@ from service.metrics.worker_metrics import WorkerMetrics
 _MAX_UNSENT_BYTES = 16 * 1024
 # A client that takes less than this of what waits, in the time it has, reads too slowly.
 _MIN_TAKEN_BYTES = 16 * 1024
+# What one connection may hand the event loop in one of its turns: others have theirs between. Small
+# enough, too, that the copies of it come from memory at hand instead of from the kernel.
+_PIECE_BYTES = 64 * 1024
 # A peer that vanished without a word is noticed after about 90 s, though nothing is sent to it.
 _PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -45,6 +48,8 @@ class HttpProtocol(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 15.0
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
     metrics: ClassVar[WorkerMetrics | None] = None
+    # Where one event loop's connections read into: what is read is parsed before anything else is.
+    piece: ClassVar[memoryview] = memoryview(bytearray(_PIECE_BYTES))
 
     _status = HTTPStatus.BAD_REQUEST
     _wait: asyncio.TimerHandle | None = None  # for the end of a head
@@ -59,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Start waiting for the first head, if there is room for one more connection."""
         super().connection_made(transport)
+        transport.set_protocol(_Reader(self))
         transport.set_write_buffer_limits(high=_MAX_UNSENT_BYTES)
         _bound_in_the_kernel(transport.get_extra_info("socket"), self.limits)
         if len(self.connections) > self.limits.max_connections:
@@ -73,7 +79,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._end_reader_wait()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Parse what came; a head that stays open has a limited size, a body a limited time."""
         if self.transport.is_closing():
             return
@@ -84,12 +90,15 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._is_in_head and self._num_head_bytes > self.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._is_in_body and self._clock is None:
-            self._start_clock()
+        elif self._is_in_body:
+            if self._clock is None:
+                self._start_clock()
+            if self.cycle.body and not self.cycle.response_complete:
+                self.flow.pause_reading()  # until the request has taken this
         elif self._wait is None and not (self._is_in_body or self._is_answering):
             self._wait_for_head()  # what came were line ends between requests
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         self._unset_keepalive_if_required()
         while data:
             try:
@@ -262,6 +271,25 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class _Reader(asyncio.BufferedProtocol):
+    """Reads for a connection, piece by piece."""
+
+    def __init__(self, connection: HttpProtocol) -> None:
+        self._connection = connection
+        self.connection_lost = connection.connection_lost
+        self.eof_received = connection.eof_received
+        self.pause_writing = connection.pause_writing
+        self.resume_writing = connection.resume_writing
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Tell where to read into."""
+        return self._connection.piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on what was read."""
+        self._connection.data_received(self._connection.piece[:nbytes])
+
+
 def protocol_with(
     limits: ConnectionLimits, metrics: WorkerMetrics | None = None
 ) -> type[HttpProtocol]:
@@ -269,7 +297,10 @@ def protocol_with(
 
     metrics: counts what is refused before there is a request.
     """
-    return type("HttpProtocol", (HttpProtocol,), {"limits": limits, "metrics": metrics})
+    own = {
+        "limits": limits, "metrics": metrics, "piece": memoryview(bytearray(_PIECE_BYTES))
+    }  # fmt: skip
+    return type("HttpProtocol", (HttpProtocol,), own)
 
 
 def _bound_in_the_kernel(connection: socket.socket, limits: ConnectionLimits) -> None:

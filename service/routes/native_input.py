@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
-from anyio import to_thread
 from litestar.types import Receive, Scope
 
 from inference.protocol import SamplingParams
@@ -19,8 +18,8 @@ from service.conversation import (
     TextPart,
 )
 from service.errors import FieldInvalid, ImageRefused, MediaTypeUnsupported, RequestInvalid
-from service.http.body import MediaType, media_type, read_body
-from service.http.form import Form, MultipartReader, read_urlencoded
+from service.http.body import MediaType, media_type, read_whole
+from service.http.form import Form, read_multipart, read_urlencoded
 from service.http.validation import convert_form, decode_json
 from service.media.source import source_of_text, source_of_url
 from service.routes.native_schema import (
@@ -70,13 +69,13 @@ async def read_question(scope: Scope, receive: Receive, max_body_bytes: int) -> 
     return _question(await _read_input(scope, receive, max_body_bytes))
 
 
-def question_of_json(body: bytes | bytearray) -> Question:
+def question_of_json(body: bytes) -> Question:
     """Make a JSON body that was read before canonical.
 
     Raises:
         ClientError: with the field at fault.
     """
-    return _question(_Input(decode_json(body, _decoder), {}))
+    return _question(_from_json(body))
 
 
 def _question(read: _Input) -> Question:
@@ -93,18 +92,17 @@ def _question(read: _Input) -> Question:
 async def _read_input(scope: Scope, receive: Receive, max_bytes: int) -> _Input:
     body_type = media_type(scope)
     if body_type.name == "multipart/form-data":
-        reader = MultipartReader(body_type)
-        await read_body(scope, receive, max_bytes, reader.feed)
-        return _from_form(reader.finish())
+        return _from_form(await read_multipart(scope, receive, max_bytes, body_type))
     _check_media_type(body_type)
-    chunks: list[bytes] = []
-    await read_body(scope, receive, max_bytes, chunks.append)
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if body_type.name == "application/json":
-        return _Input(decode_json(body, _decoder), {})
-    if len(body) <= _MAX_FORM_BYTES_ON_LOOP:
-        return _from_form(read_urlencoded(body))
-    return _from_form(await to_thread.run_sync(read_urlencoded, body))
+        return await read_whole(scope, receive, max_bytes, _from_json)
+    return _from_form(
+        await read_whole(scope, receive, max_bytes, read_urlencoded, _MAX_FORM_BYTES_ON_LOOP)
+    )
+
+
+def _from_json(body: bytes) -> _Input:
+    return _Input(decode_json(body, _decoder), {})
 
 
 def _check_media_type(body_type: MediaType) -> None:

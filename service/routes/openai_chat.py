@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 
 import msgspec
 from litestar import post
@@ -32,7 +33,7 @@ from service.routes.openai_schema import CompletionRequest
 from service.routes.openai_stream import ChunkStream
 from service.routes.openai_whole import WholeAnswers
 
-_decoder = msgspec.json.Decoder(CompletionRequest)
+_read = partial(decode_request, decoder=msgspec.json.Decoder(CompletionRequest))
 _encoder = msgspec.json.Encoder()
 
 
@@ -52,10 +53,9 @@ class OpenAIRoutes:
         record = record_of(request.scope)
         deadline = Deadline(request.scope, self._settings.request_timeout_seconds)
         with Attendance(request.receive, deadline) as attendance:
-            body = await read_json_body(
-                request.scope, request.receive, self._settings.max_body_bytes
+            asked = await read_json_body(
+                request.scope, request.receive, self._settings.max_body_bytes, _read
             )
-            asked = decode_request(body, _decoder)
             deadline.cut(asked.deadline_ms)
             model, exchange = self._begin(asked, record, deadline)
             if not asked.stream:

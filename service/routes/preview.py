@@ -128,7 +128,11 @@ class PreviewRoutes:
         max_bytes = self._settings.max_body_bytes
         if media_type(request.scope).name != "application/json":
             return await read_question(request.scope, request.receive, max_bytes)
-        body = await read_json_body(request.scope, request.receive, max_bytes)
+        return await read_json_body(
+            request.scope, request.receive, max_bytes, self._question_of_json
+        )
+
+    def _question_of_json(self, body: bytes) -> Question:
         if not _has_messages(body):
             return question_of_json(body)
         asked = decode_request(body, _completion_decoder)
@@ -192,7 +196,7 @@ class PreviewRoutes:
         return "".join(pieces)
 
 
-def _has_messages(body: bytes | bytearray) -> bool:
+def _has_messages(body: bytes) -> bool:
     try:
         return _probe_decoder.decode(body).messages is not msgspec.UNSET
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

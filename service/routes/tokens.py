@@ -1,5 +1,9 @@
 """`POST /tokenize` and `POST /detokenize`: what a prompt costs, told without the engine."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import msgspec
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -21,11 +25,13 @@ from service.routes.openai_messages import PixelBounds, canonical_messages, cano
 from service.routes.openai_reply import Detokenized, Tokenized
 from service.routes.openai_schema import DetokenizeRequest, TokenizeRequest
 
+Asked = TypeVar("Asked")
+
 # Nothing is generated; a conversation must say how all the same.
 _NO_SAMPLING = SamplingParams(max_tokens=1)
 
-_tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
-_detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
+_read_tokenize = partial(decode_request, decoder=msgspec.json.Decoder(TokenizeRequest))
+_read_detokenize = partial(decode_request, decoder=msgspec.json.Decoder(DetokenizeRequest))
 _encoder = msgspec.json.Encoder()
 
 
@@ -47,9 +53,8 @@ class TokenRoutes:
         """Make the tokens of a text or of messages with their pictures."""
         record = record_of(request.scope)
         with self._attendance(request) as attendance:
-            body = await self._body(request)
+            asked = await self._read(request, _read_tokenize)
             attendance.watch()
-            asked = decode_request(body, _tokenize_decoder)
             model = self._chat.model
             check_model(asked.model, model)
             return _reply(await self._tokenized(asked, model, record))
@@ -57,9 +62,8 @@ class TokenRoutes:
     async def detokenize(self, request: AnyRequest) -> ASGIResponse:
         """Spell tokens."""
         with self._attendance(request) as attendance:
-            body = await self._body(request)
+            asked = await self._read(request, _read_detokenize)
             attendance.watch()
-            asked = decode_request(body, _detokenize_decoder)
             model = self._chat.model
             check_model(asked.model, model)
             check_token_ids(asked.tokens, "tokens", model)
@@ -96,8 +100,9 @@ class TokenRoutes:
         deadline = Deadline(request.scope, self._settings.request_timeout_seconds)
         return Attendance(request.receive, deadline)
 
-    async def _body(self, request: AnyRequest) -> bytes:
-        return await read_json_body(request.scope, request.receive, self._settings.max_body_bytes)
+    async def _read(self, request: AnyRequest, read: Callable[[bytes], Asked]) -> Asked:
+        max_bytes = self._settings.max_body_bytes
+        return await read_json_body(request.scope, request.receive, max_bytes, read)
 
 
 def _one_of_two(param: str) -> RequestInvalid:

@@ -30,6 +30,7 @@ async def answer(scope, receive, send):
         await answer_at_length(int(scope["path"][1:]), receive, send)
         return
     body = b""
+    largest = 0
     clock = scope["state"].get(BodyClock.STATE_KEY)
     while scope["method"] != "PUT":
         try:
@@ -40,9 +41,11 @@ async def answer(scope, receive, send):
             await send({"type": "http.response.body", "body": b"got %d" % len(body)})
             return
         body += message.get("body", b"")
+        largest = max(largest, len(message.get("body", b"")))
         if not message.get("more_body"):
             break
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+    headers = [(b"largest-piece", b"%d" % largest)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"got %d" % len(body)})
 
 
@@ -249,6 +252,18 @@ async def test_many_upgrades_in_one_piece_are_all_answered(address):
     received = await converse(address, upgrade * 1500 + HEAD + CLOSE)
 
     assert received.count(b"HTTP/1.1 200") == 1501
+
+
+async def test_a_large_body_comes_in_pieces_that_leave_others_their_turn(address):
+    size = 3_000_000
+    body = b"content-length: %d\r\n\r\n" % size + b"x" * size
+
+    received = await converse(address, HEAD + body + HEAD + CLOSE)
+
+    assert b"got 3000000" in received
+    largest = int(received.partition(b"largest-piece: ")[2].partition(b"\r")[0])
+    assert 0 < largest <= 64 * 1024
+    assert received.count(b"HTTP/1.1 200") == 2
 
 
 @pytest.mark.parametrize(
