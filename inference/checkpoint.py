@@ -12,7 +12,8 @@ import msgspec
 
 from inference.architecture import Architecture, CheckpointError, count_parameters
 from inference.config import DEMO_MODEL, EngineConfig
-from inference.protocol import ON_THE_HUB, ModelFacts
+from inference.control import ON_THE_HUB
+from inference.protocol import ModelFacts
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from inference.backlog import Backlog, Load, Ticket
 from inference.foresight import Foresight
 from inference.pace import Pace
-from inference.protocol import Generate, Limits, Quota, RefusalCode, Refused
+from inference.protocol import Generate, Limits, RefusalCode, Refused
+from inference.quota import Quota
 from inference.quota_meter import QuotaMeter
 from inference.spans import VisualLayout, num_patches
 

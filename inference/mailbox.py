@@ -19,17 +19,8 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from inference.backlog import Ticket
-from inference.protocol import (
-    MAX_FRAME_BYTES,
-    EngineMessage,
-    FrameError,
-    Generate,
-    Ready,
-    Refused,
-    WorkerMessage,
-    decode_worker_message,
-    encode,
-)
+from inference.frames import MAX_FRAME_BYTES, FrameError, decode_worker_message, encode
+from inference.protocol import EngineMessage, Generate, Ready, Refused, WorkerMessage
 from inference.sequence import Owner
 
 # Frames a worker may be behind, about as many steps. Deltas are small: this bounds memory only.

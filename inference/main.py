@@ -17,26 +17,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from inference.config import EngineConfig
+from inference.control import ChildMessage, Heartbeat, Progress, Started, StartFailed
+from inference.frames import FrameError, decode_stop, encode
 from inference.ledger import Place, Slab, private_slab
 from inference.log import LogConfig, configure_logging, request_names
 from inference.metrics import EngineMetrics
-from inference.protocol import (
-    PROTOCOL_VERSION,
-    Cancel,
-    ChildMessage,
-    Delta,
-    FrameError,
-    Generate,
-    Heartbeat,
-    Isolated,
-    Outputs,
-    Progress,
-    Ready,
-    Started,
-    StartFailed,
-    decode_stop,
-    encode,
-)
+from inference.protocol import PROTOCOL_VERSION, Cancel, Delta, Generate, Isolated, Outputs, Ready
 
 if TYPE_CHECKING:
     from inference.engine import Engine

@@ -1,18 +1,17 @@
-"""Every message on the wire between web workers, the inference process and the supervisor.
+"""Every message between web workers and the inference process.
 
-A leaf: it imports msgspec and nothing of ours. Frames are msgpack-encoded tagged Structs, sent with
-`Connection.send_bytes` and read with `Connection.recv_bytes(MAX_FRAME_BYTES)`; nothing is ever
-unpickled. Text stays on the web side: prompts cross as token ids, pictures as upright, resized
-uint8 RGB pixels.
+Text stays on the web side: prompts cross as token ids, pictures as upright, resized uint8 RGB
+pixels.
 """
 
 from enum import StrEnum
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import msgspec
 
+from inference.quota import Quota, QuotaKind
+
 PROTOCOL_VERSION = 1
-MAX_FRAME_BYTES = 512 * 1024 * 1024
 
 
 class FinishReason(StrEnum):
@@ -112,25 +111,6 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_frames: int = 1
     video: bool = False
     content_hash: bytes
-
-
-class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one caller may use, as its key's entry says; None is without limit.
-
-    max_concurrent_requests: taken and not ended.
-    requests_per_minute, tokens_per_minute: averages, of which a minute's worth may come at once.
-        Tokens are the prompt's, charged when a request is taken, and the answers', as they come.
-        Above 0.
-    weight: its share of a busy engine, next to callers of weight 1; above 0.
-    """
-
-    max_concurrent_requests: int | None = None
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    weight: float = 1.0
-
-
-QuotaKind: TypeAlias = Literal["concurrent_requests", "requests", "tokens"]
 
 
 class Generate(
@@ -357,106 +337,5 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     num_deadlines_exceeded: int = 0
 
 
-# How a stage ends in which the child draws bars of its own on a terminal.
-ON_THE_HUB = " on the hub"
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
-    """Child to supervisor: what it is doing on the way to ready, for the operator's terminal."""
-
-    stage: str
-
-
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
-    """Child to supervisor: this child is ready to work."""
-
-
-class StartFailed(msgspec.Struct, frozen=True, kw_only=True, tag="start_failed"):
-    """Child to supervisor: starting again would fail the same way; the message is for a person."""
-
-    message: str
-
-
-class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
-    """Child to supervisor, about once a second: the main loop turned since the last one."""
-
-
-class ReplaceMe(msgspec.Struct, frozen=True, kw_only=True, tag="replace_me"):
-    """Child to supervisor: this child has done its share; another is to take its place."""
-
-
-class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
-    """Supervisor to child: finish what runs within drain_seconds, then end.
-
-    delay_seconds: before that, take what still comes, and say that it will not be for long.
-    is_replaced: another child has taken its place already.
-    """
-
-    drain_seconds: float
-    delay_seconds: float = 0.0
-    is_replaced: bool = False
-
-
 WorkerMessage: TypeAlias = Generate | Cancel
 EngineMessage: TypeAlias = Ready | Outputs | Refused | Isolated | Stats
-ChildMessage: TypeAlias = Progress | Started | StartFailed | Heartbeat | ReplaceMe
-
-Message = TypeVar("Message")
-
-_encoder = msgspec.msgpack.Encoder()
-_worker_decoder = msgspec.msgpack.Decoder(WorkerMessage)
-_engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
-_child_decoder = msgspec.msgpack.Decoder(ChildMessage)
-_stop_decoder = msgspec.msgpack.Decoder(Stop)
-
-
-class FrameError(Exception):
-    """A frame that is no message of this protocol; its peer loses the connection."""
-
-
-def encode(message: WorkerMessage | EngineMessage | ChildMessage | Stop) -> bytes:
-    """Make one frame."""
-    return _encoder.encode(message)
-
-
-def decode_worker_message(frame: bytes) -> WorkerMessage:
-    """Read a frame that a web worker sent.
-
-    Raises:
-        FrameError: not such a message.
-    """
-    return _decode(_worker_decoder, frame)
-
-
-def decode_engine_message(frame: bytes) -> EngineMessage:
-    """Read a frame that the engine sent.
-
-    Raises:
-        FrameError: not such a message.
-    """
-    return _decode(_engine_decoder, frame)
-
-
-def decode_child_message(frame: bytes) -> ChildMessage:
-    """Read a frame that a child sent to the supervisor.
-
-    Raises:
-        FrameError: not such a message.
-    """
-    return _decode(_child_decoder, frame)
-
-
-def decode_stop(frame: bytes) -> Stop:
-    """Read a frame that the supervisor sent to a child.
-
-    Raises:
-        FrameError: not such a message.
-    """
-    return _decode(_stop_decoder, frame)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Message], frame: bytes) -> Message:
-    try:
-        return decoder.decode(frame)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FrameError(type(error).__name__) from error

@@ -6,7 +6,7 @@ answers are paid for as they come, which may leave a debt that the next request 
 
 from typing import NamedTuple
 
-from inference.protocol import Quota, QuotaKind
+from inference.quota import Quota, QuotaKind
 
 _SECONDS_PER_MINUTE = 60.0
 # Until one of a caller's own requests ends; nobody can say when.

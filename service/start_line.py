@@ -5,7 +5,7 @@ The log tells the stages too; this is for whoever waits and wonders.
 
 import time
 
-from inference.protocol import ON_THE_HUB
+from inference.control import ON_THE_HUB
 from service.terminal import StatusLine
 
 

@@ -43,7 +43,10 @@ def test_no_module_of_the_web_side_loads_torch():
     assert _first_offence(modules, ["torch", "transformers", "accelerate"]) == ""
 
 
-@pytest.mark.parametrize("module", ["protocol", "config", "ledger", "log", "main", "metrics"])
+@pytest.mark.parametrize(
+    "module",
+    ["protocol", "control", "frames", "quota", "config", "ledger", "log", "main", "metrics"],
+)
 def test_what_the_web_side_may_import_loads_no_torch(module: str):
     assert _first_offence([f"inference.{module}"], ["torch", "transformers", "accelerate"]) == ""
 

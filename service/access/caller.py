@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from inference.protocol import Quota
+from inference.quota import Quota
 
 
 class KeyLimits(NamedTuple):

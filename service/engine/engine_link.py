@@ -16,16 +16,8 @@ from typing import NamedTuple
 
 import structlog
 
-from inference.protocol import (
-    MAX_FRAME_BYTES,
-    EngineMessage,
-    FrameError,
-    Generate,
-    Ready,
-    WorkerMessage,
-    decode_engine_message,
-    encode,
-)
+from inference.frames import MAX_FRAME_BYTES, FrameError, decode_engine_message, encode
+from inference.protocol import EngineMessage, Generate, Ready, WorkerMessage
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 FIRST_RETRY_SECONDS = 0.02

@@ -2,7 +2,8 @@
 
 from typing import assert_never
 
-from inference.protocol import QuotaKind, RefusalCode, Refused
+from inference.protocol import RefusalCode, Refused
+from inference.quota import QuotaKind
 from service.errors import (
     ContextLengthExceeded,
     DeadlineUnreachable,

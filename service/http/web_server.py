@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import anyio
 import uvicorn
 
-from inference.protocol import Stop
+from inference.control import Stop
 
 _POLL_SECONDS = 0.05
 # How long a connection may be quiet before it is closed without a word. At the service's end

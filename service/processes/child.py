@@ -18,8 +18,9 @@ from multiprocessing.connection import Connection
 import structlog
 from setproctitle import setproctitle
 
+from inference.control import ChildMessage, Stop
+from inference.frames import FrameError, decode_child_message, encode
 from inference.log import LogConfig, configure_logging
-from inference.protocol import ChildMessage, FrameError, Stop, decode_child_message, encode
 
 _MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1

@@ -22,9 +22,9 @@ import structlog
 from setproctitle import setproctitle
 
 from inference.config import EngineConfig
+from inference.control import Heartbeat, Progress, ReplaceMe, Started, StartFailed, Stop
 from inference.ledger import Place
 from inference.log import LogConfig, configure_logging
-from inference.protocol import Heartbeat, Progress, ReplaceMe, Started, StartFailed, Stop
 from service.config import Settings
 from service.metrics.process_metrics import ProcessMetrics
 from service.processes.child import Child

@@ -20,17 +20,10 @@ import anyio
 import uvicorn
 from litestar import Litestar
 
+from inference.control import Heartbeat, ReplaceMe, Started, Stop
+from inference.frames import FrameError, decode_stop, encode
 from inference.ledger import Place, Slab
 from inference.main import has_room
-from inference.protocol import (
-    FrameError,
-    Heartbeat,
-    ReplaceMe,
-    Started,
-    Stop,
-    decode_stop,
-    encode,
-)
 from service.app import create_app
 from service.chat import Chat
 from service.config import Settings

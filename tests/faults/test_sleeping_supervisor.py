@@ -6,8 +6,9 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from inference.control import Heartbeat
+from inference.frames import decode_child_message, encode
 from inference.main import has_room
-from inference.protocol import Heartbeat, decode_child_message, encode
 
 
 @pytest.fixture

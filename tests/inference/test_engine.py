@@ -781,7 +781,7 @@ def forced_logits(kit, source, request, tokens):
 
 def test_a_generate_message_survives_the_wire(kit, engine, cases, expected):
     """As it arrives: pixels are a view of the frame."""
-    from inference.protocol import decode_worker_message, encode
+    from inference.frames import decode_worker_message, encode
 
     message = decode_worker_message(encode(kit.generate(cases["video"])))
     assert isinstance(message, Generate)

@@ -7,7 +7,8 @@ import pytest
 
 from inference import isolation
 from inference.backlog import Ticket
-from inference.protocol import FinishReason, Isolated, Quota, RefusalCode
+from inference.protocol import FinishReason, Isolated, RefusalCode
+from inference.quota import Quota
 from inference.sequence import Owner
 
 YOU = Owner(1)

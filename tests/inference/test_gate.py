@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from inference.backlog import Ticket
 from inference.gate import Gate
-from inference.protocol import (
-    Generate,
-    Limits,
-    Quota,
-    RefusalCode,
-    Refused,
-    SamplingParams,
-    Vision,
-)
+from inference.protocol import Generate, Limits, RefusalCode, Refused, SamplingParams, Vision
+from inference.quota import Quota
 from inference.spans import VisualLayout
 
 LAYOUT = VisualLayout(90, 91, patch_size=1, merge_size=1, temporal_patch_size=2)
@@ -439,7 +432,7 @@ def test_threads_that_ask_together_get_no_more_places_than_there_are():
 
 
 def test_a_quota_survives_the_wire():
-    from inference.protocol import decode_worker_message, encode
+    from inference.frames import decode_worker_message, encode
 
     message = Generate(
         request_id="r",

@@ -12,20 +12,14 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import inference.demo
+from inference.frames import decode_worker_message, encode
 from inference.grammar import (
     MAX_GRAMMAR_BYTES,
     GrammarCompiler,
     GrammarMatcher,
     GrammarRefusedError,
 )
-from inference.protocol import (
-    Generate,
-    Grammar,
-    RefusalCode,
-    SamplingParams,
-    decode_worker_message,
-    encode,
-)
+from inference.protocol import Generate, Grammar, RefusalCode, SamplingParams
 
 DEMO = Path(inference.demo.__path__[0]) / "checkpoint" / "tokenizer.json"
 TAGS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]

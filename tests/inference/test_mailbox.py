@@ -17,12 +17,19 @@ import pytest
 
 from inference import mailbox as mailbox_module
 from inference.backlog import Ticket
+from inference.frames import (
+    FrameError,
+    decode_child_message,
+    decode_engine_message,
+    decode_stop,
+    decode_worker_message,
+    encode,
+)
 from inference.mailbox import Gone, Mailbox
 from inference.protocol import (
     PROTOCOL_VERSION,
     Cancel,
     Delta,
-    FrameError,
     Generate,
     Grammar,
     Isolated,
@@ -34,11 +41,6 @@ from inference.protocol import (
     SamplingParams,
     Stats,
     Vision,
-    decode_child_message,
-    decode_engine_message,
-    decode_stop,
-    decode_worker_message,
-    encode,
 )
 from inference.sequence import Owner
 

@@ -11,6 +11,8 @@ import msgspec
 import pytest
 
 from inference.config import EngineConfig
+from inference.control import Heartbeat, Progress, Started, StartFailed, Stop
+from inference.frames import decode_child_message, decode_engine_message, encode
 from inference.log import LogConfig
 from inference.main import run_inference
 from inference.protocol import (
@@ -19,21 +21,13 @@ from inference.protocol import (
     Delta,
     FinishReason,
     Generate,
-    Heartbeat,
     Isolated,
     Outputs,
-    Progress,
     Ready,
     RefusalCode,
     Refused,
     SamplingParams,
-    Started,
-    StartFailed,
     Stats,
-    Stop,
-    decode_child_message,
-    decode_engine_message,
-    encode,
 )
 
 KEY = b"a key of thirty-two bytes, or so"

@@ -14,9 +14,10 @@ from threading import Thread
 import msgspec
 
 from inference.config import EngineConfig
+from inference.control import Heartbeat, Started
+from inference.frames import encode
 from inference.ledger import Place
 from inference.log import LogConfig
-from inference.protocol import Heartbeat, Started, encode
 from service.config import Settings
 from service.processes.supervisor import ENTRIES, Entries, serve
 

@@ -12,15 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from inference.protocol import (
-    Heartbeat,
-    Progress,
-    ReplaceMe,
-    Started,
-    StartFailed,
-    decode_stop,
-    encode,
-)
+from inference.control import Heartbeat, Progress, ReplaceMe, Started, StartFailed
+from inference.frames import decode_stop, encode
 from service.config import Settings
 from service.processes.supervisor import Entries, serve
 

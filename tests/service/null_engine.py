@@ -22,8 +22,8 @@ from typing import Literal
 
 import msgspec
 
+from inference.frames import MAX_FRAME_BYTES, decode_worker_message, encode
 from inference.protocol import (
-    MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Admission,
     Cancel,
@@ -40,8 +40,6 @@ from inference.protocol import (
     Refused,
     Stats,
     TokenLogprob,
-    decode_worker_message,
-    encode,
 )
 
 Fault = Literal["none", "die", "garbage", "hang_up", "stall", "violate", "refuse"]

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import uvicorn
 
-from inference.protocol import Stop
+from inference.control import Stop
 from service.http.web_server import WebServer
 
 
