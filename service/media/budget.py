@@ -28,8 +28,9 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     formats: of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `tiff`, `heic`; the last three are off
         by default: their decoders are the largest and the pictures are rare. `heic` needs the
         extra of that name.
-    max_decode_cpu_seconds: CPU time one picture may take; 10 s: five times what the largest honest
-        one needs. Over it its process ends.
+    max_decode_cpu_seconds: CPU time one picture or page may take; 10 s: five times what the largest
+        honest one needs. Over it its process ends, as it does when it has not answered after 10 s
+        and three times as long by the clock.
     max_decode_memory_bytes: memory of a decoder process; 2 GiB: three times what the largest honest
         picture needs.
     max_document_bytes: of one PDF; 32 MiB, what hosted APIs take.
@@ -42,7 +43,8 @@ class MediaLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_video_frames: frames of the whole file, counted; 36000: 600 s of 60 frames a second.
     max_video_pixels: frames x height x width as the model sees them; 8 megapixels, 4096 tokens of
         the published checkpoints: a video should not fill the context.
-    max_video_cpu_seconds: CPU time a video may take; 60 s. Over it its process ends.
+    max_video_cpu_seconds: CPU time a video may take; 60 s. Over it its process ends; by the clock
+        as with a picture.
     """
 
     max_images: Count = 16

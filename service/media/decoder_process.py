@@ -3,12 +3,13 @@
 Threads, because writing a file and reading pixels there leave the event loop free.
 """
 
-import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,20 +23,27 @@ from service.media.decoder_messages import (
     DecoderSettings,
     Opened,
     Render,
+    Sample,
     Sampled,
     read_exactly,
     read_reply,
     write_frame,
 )
+from service.media.timed_pipe import TimedPipe
 
 _ROOT = Path(__file__).parents[2]
 _PIPE_BYTES = 1024 * 1024
 # A process taken over by a hostile file may claim anything; no model takes as much as this.
 _MAX_PIXELS = 64 * 1024 * 1024
+# By the clock an answer may take three times its CPU time, and 10 s in which a process starts. The
+# largest good picture needs a fifth of its CPU time, so that it fails only where a process has less
+# than a fifteenth of a core.
+START_SECONDS = 10.0
+_SECONDS_PER_CPU_SECOND = 3
 
 
 class DecoderDied(Exception):
-    """The process ended, or could not start, or answered nonsense, while it was asked.
+    """The process ended, or could not start, stood still or answered nonsense, while it was asked.
 
     out_of_time: the kernel ended it for its CPU time.
     """
@@ -59,7 +67,7 @@ class DecoderProcess:
         """Send a request and a file; wait for the answer, of which a document's has many.
 
         Raises:
-            DecoderDied: no answer came. The process has been reaped.
+            DecoderDied: no answer came, or none in time. The process has been reaped.
         """
         with self._asking:
             try:
@@ -93,6 +101,7 @@ class DecoderProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                bufsize=0,
                 pipesize=_PIPE_BYTES,
             )
         # After starting it, because `close` may have come before there was anything to kill.
@@ -103,16 +112,19 @@ class DecoderProcess:
     def _exchange(
         self, process: subprocess.Popen[bytes], request: DecoderRequest, encoded: bytes
     ) -> list[Answer]:
-        requests = cast("BinaryIO", process.stdin)
-        replies = cast("BinaryIO", process.stdout)
+        requests = TimedPipe(cast("BinaryIO", process.stdin))
+        pipe = TimedPipe(cast("BinaryIO", process.stdout))
+        replies = io.BufferedReader(pipe)
+        seconds = _longest_seconds(request, self._settings)
+        requests.deadline = pipe.deadline = time.monotonic() + seconds
         write_frame(requests, request)
         requests.write(encoded)
-        requests.flush()
         answers = [_read_answer(replies)]
         opened = answers[0].reply
         if isinstance(opened, Opened):
             _check_pages(opened, request, self._settings.max_document_pages)
             for _ in opened.numbers:
+                pipe.deadline = time.monotonic() + seconds
                 answers.append(_read_answer(replies))
                 if not isinstance(answers[-1].reply, Decoded):
                     break
@@ -127,10 +139,15 @@ class DecoderProcess:
         process.kill()
         status = process.wait()
         for pipe in (process.stdin, process.stdout):
-            # What was still to be flushed has nowhere to go.
-            with contextlib.suppress(BrokenPipeError):
-                cast("BinaryIO", pipe).close()
+            cast("BinaryIO", pipe).close()
         return status
+
+
+def _longest_seconds(request: DecoderRequest, settings: DecoderSettings) -> float:
+    """Bound the time an answer may take by the clock: each page's, and a video's as a whole."""
+    is_video = isinstance(request, Sample)
+    cpu_seconds = settings.max_video_cpu_seconds if is_video else settings.max_cpu_seconds
+    return START_SECONDS + _SECONDS_PER_CPU_SECOND * cpu_seconds
 
 
 def _read_answer(replies: BinaryIO) -> Answer:

@@ -51,9 +51,10 @@ _log = structlog.get_logger()
 class ImagePool:
     """A bounded number of processes that decode pictures, documents and videos, one each at a time.
 
-    A file is blamed for the second process that dies of it, or for one that ran out of CPU
-    time; no other file suffers, and new processes take the dead ones' places. A cancelled
-    caller's process is killed. All end with `close`, or when this process is gone.
+    A file is blamed for the second process that dies of it or stands still at it, or for one
+    that ran out of CPU time; no other file suffers, and new processes take the dead ones'
+    places. A cancelled caller's process is killed. All end with `close`, or when this process
+    is gone.
     """
 
     def __init__(self, limits: MediaLimits, *, num_processes: int) -> None:
