@@ -22,7 +22,10 @@ TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Area: TypeAlias = Annotated[int, Meta(ge=1, le=2**40)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
-FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+MediaUrl: TypeAlias = Annotated[
+    str, Meta(description="An http(s) or `data:` URL, or the id of an uploaded file.")
+]
 
 _MIN_PIXELS = "Least area after resizing, within the server's bounds."
 _MAX_PIXELS = "Greatest area after resizing, within the server's bounds."
@@ -30,6 +33,13 @@ _MAX_PIXELS = "Greatest area after resizing, within the server's bounds."
 
 class _Object(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An object of the request."""
+
+
+class _Sized(_Object, frozen=True, kw_only=True):
+    """An object that says how large the model is to see the pictures in it."""
+
+    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
+    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
 class TextContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -47,10 +57,7 @@ class RefusalContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="
 class ImageUrl(_Object, frozen=True, kw_only=True):
     """A picture."""
 
-    url: Annotated[
-        str,
-        Meta(description="An http(s) or `data:` URL, or the id of an uploaded file."),
-    ]
+    url: MediaUrl
     detail: Annotated[
         Detail | None,
         Meta(
@@ -60,12 +67,10 @@ class ImageUrl(_Object, frozen=True, kw_only=True):
     ] = None
 
 
-class ImageContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
+class ImageContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
     """A picture among the text."""
 
     image_url: ImageUrl
-    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
-    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
 class FileReference(_Object, frozen=True, kw_only=True):
@@ -82,28 +87,22 @@ class FileReference(_Object, frozen=True, kw_only=True):
     ] = None
 
 
-class FileContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="file"):
+class FileContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="file"):
     """A document or a picture among the text."""
 
     file: FileReference
-    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
-    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
 class VideoUrl(_Object, frozen=True, kw_only=True):
     """A video."""
 
-    url: Annotated[
-        str, Meta(description="An http(s) or `data:` URL, or the id of an uploaded file.")
-    ]
+    url: MediaUrl
 
 
-class VideoContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="video_url"):
+class VideoContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video_url"):
     """A video among the text."""
 
     video_url: VideoUrl
-    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
-    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
 MediaContent: TypeAlias = ImageContent | FileContent | VideoContent
@@ -114,7 +113,7 @@ Content: TypeAlias = str | Annotated[list[ContentPart], Meta(min_length=1, max_l
 class CalledFunction(_Object, frozen=True, kw_only=True):
     """A function's name and the arguments of one call."""
 
-    name: FunctionName
+    name: Name
     arguments: Annotated[str, Meta(description="JSON text.")]
 
 
@@ -174,7 +173,7 @@ ChatMessage: TypeAlias = (
 class FunctionDefinition(_Object, frozen=True, kw_only=True):
     """A function the answer may call."""
 
-    name: FunctionName
+    name: Name
     description: Text = None
     parameters: Annotated[
         dict[str, Any] | None, Meta(description="JSON schema of its arguments.")
@@ -194,7 +193,7 @@ class Tool(_Object, frozen=True, kw_only=True):
 class FunctionReference(_Object, frozen=True, kw_only=True):
     """One of the functions, by name."""
 
-    name: FunctionName
+    name: Name
 
 
 class NamedToolChoice(_Object, frozen=True, kw_only=True):
@@ -215,7 +214,7 @@ class JsonObjectFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag
 class JsonSchema(_Object, frozen=True, kw_only=True):
     """A named schema."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Name
     description: Text = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -327,7 +326,7 @@ class CompletionRequest(_Object, frozen=True, kw_only=True):
     user: Annotated[Text, Meta(description="Ignored.")] = None
 
 
-class TokenizeRequest(_Object, frozen=True, kw_only=True):
+class TokenizeRequest(_Sized, frozen=True, kw_only=True):
     """A text, or messages as for an answer, to be counted."""
 
     model: Text = None
@@ -340,8 +339,6 @@ class TokenizeRequest(_Object, frozen=True, kw_only=True):
         Meta(description="Rendered with the chat template, pictures included."),
     ] = None
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
-    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
-    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
 
 
 class DetokenizeRequest(_Object, frozen=True, kw_only=True):
