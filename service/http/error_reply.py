@@ -8,15 +8,16 @@ common: whether and when to try again.
 import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from litestar import Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Scope
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from service.errors import (
+    DeadlineExceeded,
     FieldInvalid,
     InternalError,
     MethodNotAllowed,
@@ -48,10 +49,25 @@ class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     code: Annotated[str, Meta(description="A stable word; all are listed above.")]
 
 
+class SpentTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer took that came too late: computed, not delivered whole."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+MaybeSpent: TypeAlias = Annotated[
+    SpentTokens | UnsetType,
+    Meta(description="With `deadline_exceeded`, once the prompt is known; else absent."),
+]
+
+
 class ErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """Why there is no answer, as the OpenAI API tells it."""
+    """Why there is no answer, as the OpenAI API tells it; `usage` is ours, in its words."""
 
     error: ErrorDetail
+    usage: MaybeSpent = UNSET
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +79,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     code: str
     param: str | None = None
+    usage: MaybeSpent = UNSET
     request_id: str
 
 
@@ -109,7 +126,8 @@ def error_envelope(error: ServiceError) -> ErrorEnvelope:
     return ErrorEnvelope(
         error=ErrorDetail(
             message=error.message, type=error.type, param=error.param, code=error.code
-        )
+        ),
+        usage=_spent(error),
     )
 
 
@@ -159,9 +177,21 @@ def _problem(error: ServiceError, status: int, request_id: str) -> bytes:
         detail=error.message,
         code=error.code,
         param=error.param,
+        usage=_spent(error),
         request_id=request_id,
     )
     return _encoder.encode(problem)
+
+
+def _spent(error: ServiceError) -> SpentTokens | UnsetType:
+    if not isinstance(error, DeadlineExceeded) or error.spent is None:
+        return UNSET
+    num_prompt_tokens, num_output_tokens = error.spent
+    return SpentTokens(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+    )
 
 
 def _accepts_problem(scope: Scope) -> bool:

@@ -39,6 +39,9 @@ SERVICE_FAILURES = {
     503: Reply("At capacity, starting, restarting, or out of device memory.", _ERROR),
     504: Reply("The request took longer than its deadline.", _ERROR),
 }
+_TOO_LATE = {
+    504: Reply("The answer took longer than its deadline; `usage` is what it took.", _ERROR)
+}
 
 OPENAI_OPERATIONS = (
     Operation(
@@ -64,7 +67,8 @@ OPENAI_OPERATIONS = (
         }
         | BODY_ERRORS
         | NOTHING_NAMED
-        | SERVICE_FAILURES,
+        | SERVICE_FAILURES
+        | _TOO_LATE,
         tag=_TAG,
     ),
     Operation(

@@ -96,6 +96,45 @@ async def test_a_stream_that_is_too_late_tells_what_it_took(service):
     assert last["usage"]["output_tokens"] > 0
 
 
+@pytest.mark.parametrize("media_type", ["application/json", "application/problem+json"])
+async def test_a_completion_that_is_too_late_tells_what_it_took(service, media_type):
+    service.engine.holds = anyio.Event()
+
+    response = await service.client.post(
+        "/v1/chat/completions", json=COMPLETE | {"deadline_ms": 250}, headers={"accept": media_type}
+    )
+
+    usage = response.json()["usage"]
+    assert response.status_code == 504
+    assert usage["prompt_tokens"] == len(service.engine.requests[0].prompt_token_ids)
+    assert usage["completion_tokens"] > 0
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-resumable": "true"}], ids=["plain", "resumable"])
+async def test_a_completion_stream_that_is_too_late_tells_what_it_took(service, headers):
+    service.engine.holds = anyio.Event()
+
+    response = await service.client.post(
+        "/v1/chat/completions",
+        json=COMPLETE | {"deadline_ms": 300, "stream": True},
+        headers=headers,
+    )
+
+    *_, last = events(response)
+    num_prompt_tokens = len(service.engine.requests[0].prompt_token_ids)
+    assert last["error"]["code"] == "deadline_exceeded"
+    assert last["usage"]["prompt_tokens"] == num_prompt_tokens
+    assert last["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("body", [COMPLETE | {"model": "other"}, COMPLETE | {"messages": []}])
+async def test_other_errors_of_the_dialect_have_no_usage(service, body):
+    response = await service.client.post("/v1/chat/completions", json=body)
+
+    assert response.json().keys() == {"error"}
+
+
 @pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/completions"])
 async def test_the_engines_own_end_by_deadline_is_the_same_error(service, path):
     service.engine.ending = (FinishReason.DEADLINE, "")

@@ -4,6 +4,7 @@ import anyio
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types import CompletionUsage
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
 from service.errors import EngineUnavailable, Overloaded
@@ -33,6 +34,46 @@ async def test_error_in_a_stream_is_raised_behind_the_text(service, model, clien
     assert role.choices[0].delta.role == "assistant"
     assert [chunk.choices[0].delta.content for chunk in texts] == ["A red", " circle."]
     assert (raised.value.code, raised.value.type) == ("engine_failed", "overloaded_error")
+
+
+async def test_tokens_of_an_answer_that_is_too_late_are_in_the_errors_response(
+    service, model, client
+):
+    service.engine.holds = anyio.Event()
+
+    with pytest.raises(openai.InternalServerError) as raised:
+        await client.with_options(max_retries=0).chat.completions.create(
+            model=model.name, messages=MESSAGES, extra_body={"deadline_ms": 250}
+        )
+
+    usage = CompletionUsage.model_validate(raised.value.response.json()["usage"])
+    assert (raised.value.status_code, raised.value.code) == (504, "deadline_exceeded")
+    assert usage.prompt_tokens == len(service.engine.requests[0].prompt_token_ids)
+    assert usage.completion_tokens > 0
+
+
+async def test_a_stream_that_is_too_late_counts_its_tokens_before_the_error(service, model, client):
+    service.engine.holds = anyio.Event()
+
+    stream = await client.chat.completions.create(
+        model=model.name,
+        messages=MESSAGES,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"deadline_ms": 300},
+    )
+    chunks = []
+
+    async def read() -> None:
+        async for chunk in stream:
+            chunks.append(chunk)  # noqa: PERF401 - a comprehension would lose them
+
+    with pytest.raises(openai.APIError) as raised:
+        await read()
+
+    assert raised.value.code == "deadline_exceeded"
+    assert chunks[-1].usage.prompt_tokens == len(service.engine.requests[0].prompt_token_ids)
+    assert chunks[-1].usage.completion_tokens > 0
 
 
 async def test_full_service_is_asked_again_when_it_says(service, model, client, eventually):
