@@ -11,7 +11,7 @@ import anyio
 import structlog
 from litestar.types import Receive, Scope, Send
 
-from service.errors import InternalError, ServiceError
+from service.errors import DeadlineExceeded, InternalError, ServiceError
 from service.http.attendance import Attendance, ClientGone
 from service.http.deadline import Deadline
 from service.request_log import RequestRecord
@@ -134,5 +134,8 @@ class EventStream:
         if not isinstance(error, ServiceError):
             logger.error("Unhandled error in a stream", exc_info=error)
             error = InternalError()
+        if isinstance(error, DeadlineExceeded) and error.spent is None:
+            # While an event was on its way, what makes them had not been closed, nor summed up.
+            error = DeadlineExceeded(self._deadline.spent)
         self._record.note_error(error)
         return error
