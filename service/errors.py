@@ -7,7 +7,7 @@ ServiceError
 │   │   └── ContextLengthExceeded
 │   ├── Unauthenticated        401  no API key, or none that is known
 │   ├── PermissionDenied       403  a key that is not allowed this
-│   ├── ImageRefused           400  a picture that cannot be used
+│   ├── ImageRefused           400  a picture, document or video that cannot be used
 │   │   └── ImageFetchTimeout       the one that may succeed when sent again
 │   ├── TooLarge               413  over a size budget
 │   ├── NotFound               404
@@ -97,13 +97,16 @@ class PermissionDenied(ClientError):
 
 
 class ImageRefused(ClientError):
-    """A picture that is broken, of an unsupported format or of an impossible shape."""
+    """A picture, document or video that cannot be had, read or shown.
+
+    Broken, locked, of an unsupported format, of an impossible shape, or at a URL that gives none.
+    """
 
     status = 400
 
 
 class ImageFetchTimeout(ImageRefused):
-    """A picture's URL was too slow: another's fault, and perhaps only now."""
+    """The URL of a picture, document or video was too slow: another's fault, perhaps only now."""
 
     may_retry = True
 
