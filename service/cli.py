@@ -123,7 +123,8 @@ def _add_key(values: dict[str, Any]) -> int:
 
 
 def _serve(resolved: Resolved) -> int:
-    from service.processes.supervisor import ENTRIES, serve
+    from service.processes.launcher import ENTRIES
+    from service.processes.supervisor import serve
 
     return serve(resolved.settings, ENTRIES)
 

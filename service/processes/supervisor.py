@@ -7,24 +7,20 @@ worker replaced, one after another.
 
 import contextlib
 import math
-import os
-import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple, TextIO, TypedDict, Unpack, assert_never
+from typing import TextIO, assert_never
 
 import structlog
 from setproctitle import setproctitle
 
-from inference.config import EngineConfig
 from inference.control import Heartbeat, Progress, ReplaceMe, Started, StartFailed, Stop
-from inference.ledger import Place
-from inference.log import LogConfig, configure_logging
+from inference.log import configure_logging
 from service.config import Settings
 from service.metrics.process_metrics import ProcessMetrics
 from service.processes.child import Child
@@ -37,9 +33,9 @@ from service.processes.foothold import (
     received_signals,
     runtime_folder,
 )
+from service.processes.launcher import INFERENCE, Entries, Launcher, log_config
 from service.processes.restart_budget import RestartBudget
 from service.processes.succession import Succession
-from service.processes.threads import plan_threads, variables_set
 from service.start_line import StartLine
 from service.terminal import StatusLine, is_terminal
 from service.tracing.settings import tracing_is_installed
@@ -47,52 +43,9 @@ from service.tracing.settings import tracing_is_installed
 _TICK_SECONDS = 1.0
 _CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
 _ENGINE_STOP_SECONDS = 5.0
-_INFERENCE = "inference"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger(__name__)
-
-
-class WorkerArguments(TypedDict):
-    """What a web worker is given beside its control pipe."""
-
-    settings: Settings
-    socket: socket.socket
-    address: str
-    authkey: bytes
-    place: Place
-
-
-class InferenceArguments(TypedDict):
-    """What the inference process is given beside its control pipe."""
-
-    config: EngineConfig
-    address: str
-    authkey: bytes
-    logging: LogConfig
-    place: Place
-
-
-class Entries(NamedTuple):
-    """What the children run."""
-
-    worker: Callable[..., None]
-    inference: Callable[..., None]
-
-
-def _run_worker(control: Connection, **arguments: Unpack[WorkerArguments]) -> None:
-    from service.processes.worker import run_worker
-
-    run_worker(control=control, **arguments)
-
-
-def _run_inference(control: Connection, **arguments: Unpack[InferenceArguments]) -> None:
-    from inference.main import run_inference
-
-    run_inference(control=control, **arguments)
-
-
-ENTRIES = Entries(worker=_run_worker, inference=_run_inference)
 
 
 def serve(settings: Settings, entries: Entries) -> int:
@@ -103,7 +56,7 @@ def serve(settings: Settings, entries: Entries) -> int:
         128 + the signal when a second signal cut the stop short.
     """
     setproctitle("loupe supervisor")
-    configure_logging(_log_config(settings, "supervisor"))
+    configure_logging(log_config(settings, "supervisor"))
     allow_many_connections()
     try:
         _require_extras(settings)
@@ -130,16 +83,14 @@ class _Supervisor:
         folder: Path,
     ) -> None:
         self._settings = settings
-        self._entries = entries
         self._signals = signals
         self._listener = listener
-        self._address = str(folder / ENGINE_SOCKET)
-        self._authkey = secrets.token_bytes(32)
-        self._names = [_INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
+        self._names = [INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
         self._children: dict[str, Child] = {}
         self._succession = Succession()
         self._metrics = ProcessMetrics(self._names)
-        self._places: dict[Child, Place] = {}
+        address = str(folder / ENGINE_SOCKET)
+        self._launcher = Launcher(settings, entries, listener, address, self._metrics)
         self._had_terminal = has_terminal()
         self._is_stopping = False
         self._starts_at = dict.fromkeys(self._names, 0.0)
@@ -196,52 +147,21 @@ class _Supervisor:
         now = time.monotonic()
         for name in [name for name, due in self._starts_at.items() if due <= now]:
             del self._starts_at[name]
-            self._children[name] = self._start(name)
+            self._children[name] = self._launcher.launch(name)
             log.info("process_started", child=name, pid=self._children[name].pid)
 
     def _replace_all_workers(self) -> None:
         log.info("workers_replacing")
         for name in self._children:
-            if name != _INFERENCE:
+            if name != INFERENCE:
                 self._succession.want(name)
 
     def _start_a_successor(self) -> None:
         name = self._succession.due()
         if name is not None and name in self._children:
-            successor = self._start(name)
+            successor = self._launcher.launch(name)
             self._succession.begin(successor)
             log.info("successor_started", child=name, pid=successor.pid)
-
-    def _start(self, name: str) -> Child:
-        place = self._metrics.lease()
-        child = self._start_at(place, name)
-        self._places[child] = place
-        return child
-
-    def _start_at(self, place: Place, name: str) -> Child:
-        log_config = _log_config(self._settings, name)
-        if name != _INFERENCE:
-            arguments = WorkerArguments(
-                settings=self._settings,
-                socket=self._listener,
-                address=self._address,
-                authkey=self._authkey,
-                place=place,
-            )
-            return Child(log_config, self._entries.worker, arguments)
-        # A killed engine leaves its socket's name behind.
-        Path(self._address).unlink(missing_ok=True)
-        plan = plan_threads(self._settings, os.environ)
-        log.info("engine_threads", plan=plan.reason)
-        with variables_set(plan.variables):
-            arguments = InferenceArguments(
-                config=self._settings.engine,
-                address=self._address,
-                authkey=self._authkey,
-                logging=log_config,
-                place=place,
-            )
-            return Child(log_config, self._entries.inference, arguments)
 
     def _until_next_start(self, leaving: Iterable[Child] = ()) -> float:
         times = [*self._starts_at.values(), *(child.leaves_by for child in leaving)]
@@ -326,7 +246,7 @@ class _Supervisor:
     def _bury(self, child: Child) -> None:
         """Take an ended process out, and see that its place is filled as long as it must be."""
         child.reap()
-        self._metrics.release(self._places.pop(child))
+        self._launcher.take_back(child)
         is_expected = child.leaves_by < math.inf
         tell = log.info if is_expected else log.warning
         tell("process_ended", child=child.name, pid=child.pid, status=child.exit_code)
@@ -338,7 +258,7 @@ class _Supervisor:
         successor = self._succession.take(child.name)
         if successor is not None:
             self._children[child.name] = successor
-        elif not is_expected and (child.name == _INFERENCE or not self._is_stopping):
+        elif not is_expected and (child.name == INFERENCE or not self._is_stopping):
             # While workers still finish their requests, an engine is needed for them.
             pause_seconds = self._pause_before_restart(child)
             self._metrics.restarts(child.name)
@@ -346,7 +266,7 @@ class _Supervisor:
 
     def _pause_before_restart(self, child: Child) -> float:
         # A web worker that had served is cheap to replace, however often one is lost.
-        if child.started and child.name != _INFERENCE:
+        if child.started and child.name != INFERENCE:
             return 0.0
         pause = self._budgets[child.name].spend(time.monotonic())
         if pause is None:
@@ -363,12 +283,12 @@ class _Supervisor:
         self._is_stopping = True
         self._starts_at.clear()
         self._listener.close()  # the workers close theirs, and new clients are turned away
-        workers = [child for child in self._everyone() if child.name != _INFERENCE]
+        workers = [child for child in self._everyone() if child.name != INFERENCE]
         stop = Stop(drain_seconds=drain_seconds, delay_seconds=delay_seconds)
         cut_by = self._see_off(workers, stop, drain_seconds + delay_seconds + _CUT_SECONDS)
         self._starts_at.clear()  # an engine that was to start for them
         if cut_by is None:
-            inference = [child for child in self._everyone() if child.name == _INFERENCE]
+            inference = [child for child in self._everyone() if child.name == INFERENCE]
             # An engine that is still loading has nothing to lose and does not listen.
             patience = _ENGINE_STOP_SECONDS * any(child.started for child in inference)
             cut_by = self._see_off(inference, Stop(drain_seconds=0.0), patience)
@@ -408,10 +328,6 @@ def _require_extras(settings: Settings) -> None:
     """
     if settings.tracing.otel_endpoint and not tracing_is_installed():
         raise CannotServe("otel_endpoint needs the extra `otel`: pip install 'loupe[otel]'")
-
-
-def _log_config(settings: Settings, process: str) -> LogConfig:
-    return LogConfig(level=settings.log_level, format=settings.log_format, process=process)
 
 
 def _tell(line: str, terminal: TextIO) -> None:

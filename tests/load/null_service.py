@@ -19,7 +19,8 @@ from inference.frames import encode
 from inference.ledger import Place
 from inference.log import LogConfig
 from service.config import Settings
-from service.processes.supervisor import ENTRIES, Entries, serve
+from service.processes.launcher import ENTRIES, Entries
+from service.processes.supervisor import serve
 
 _NULL_ENGINE = Path(__file__).parents[1] / "service" / "null_engine.py"
 

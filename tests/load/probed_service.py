@@ -19,7 +19,8 @@ from inference.config import EngineConfig
 from service.config import Settings
 from service.metrics.worker_metrics import WorkerMetrics
 from service.processes import worker
-from service.processes.supervisor import Entries, serve
+from service.processes.launcher import Entries
+from service.processes.supervisor import serve
 
 _SLEEP_SECONDS = 0.001
 

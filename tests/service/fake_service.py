@@ -15,7 +15,8 @@ import msgspec
 from inference.control import Heartbeat, Progress, ReplaceMe, Started, StartFailed
 from inference.frames import decode_stop, encode
 from service.config import Settings
-from service.processes.supervisor import Entries, serve
+from service.processes.launcher import Entries
+from service.processes.supervisor import serve
 
 SCENARIO = sys.argv[1] if len(sys.argv) > 1 else "well"
 
