@@ -7,9 +7,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from inference.architecture import Architecture, read_architecture
+from inference.architecture import Architecture
 from inference.blocks import BlockPool
 from inference.checkpoint import model_facts, resolve_checkpoint
+from inference.checkpoint_json import read_architecture
 from inference.config import EngineConfig
 from inference.device import MemoryWatch, device_memory, resolve_device
 from inference.embeddings import EmbeddingCache
@@ -49,13 +50,7 @@ def build_engine(
     facts = msgspec.structs.replace(
         model_facts(architecture, config, path), device=device, max_model_len=plan.max_model_len
     )
-    if device == "cpu":
-        keep_freed_memory()
-    else:
-        # Kernels and graphs go to the current device.
-        torch.cuda.set_device(torch.device(device).index or 0)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    _prepare_process(device, config.num_threads)
     progress("loading the weights")
     model = load_model(
         path,
@@ -68,15 +63,12 @@ def build_engine(
         plan = _measure(plan, model, config, facts, architecture)
         facts = msgspec.structs.replace(facts, max_model_len=plan.max_model_len)
     embeddings: EmbeddingCache[Tensor] = EmbeddingCache(config.embedding_cache_bytes)
-    limits = SchedulerLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.step_tokens,
-        max_num_encoded_patches=config.step_patches,
-        block_size=config.block_size,
-        bytes_per_visual_token=model.bytes_per_visual_token,
+    scheduler = Scheduler(
+        _scheduler_limits(config, model),
+        BlockPool(plan.num_blocks),
+        embeddings,
+        VisualLayout.of(facts),
     )
-    blocks = BlockPool(plan.num_blocks)
-    scheduler = Scheduler(limits, blocks, embeddings, VisualLayout.of(facts))
     runner = Runner(
         model, num_blocks=plan.num_blocks, block_size=config.block_size, embeddings=embeddings
     )
@@ -95,6 +87,26 @@ def build_engine(
     progress("warming up")
     warm_up(engine)
     return engine
+
+
+def _prepare_process(device: str, num_threads: int | None) -> None:
+    if device == "cpu":
+        keep_freed_memory()
+    else:
+        # Kernels and graphs go to the current device.
+        torch.cuda.set_device(torch.device(device).index or 0)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def _scheduler_limits(config: EngineConfig, model: Model) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.step_tokens,
+        max_num_encoded_patches=config.step_patches,
+        block_size=config.block_size,
+        bytes_per_visual_token=model.bytes_per_visual_token,
+    )
 
 
 def _limits(config: EngineConfig, plan: MemoryPlan) -> Limits:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from inference.architecture import Architecture, CheckpointError, count_parameters
+from inference.architecture import Architecture, count_parameters
+from inference.checkpoint_json import CheckpointError
 from inference.config import DEMO_MODEL, EngineConfig
 from inference.control import ON_THE_HUB
 from inference.protocol import ModelFacts

@@ -57,8 +57,8 @@ def run_inference(
     supervisor = _Supervisor(control)
     with supervisor.beating():
         # Heavy imports belong to the start that the supervisor can watch.
-        from inference.architecture import CheckpointError
         from inference.build import build_engine
+        from inference.checkpoint_json import CheckpointError
         from inference.device import DeviceError
         from inference.mailbox import Mailbox
         from inference.memory import ModelTooLarge

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from inference.architecture import Architecture, CheckpointError, describe, read_architecture
+from inference.architecture import Architecture, describe
 from inference.checkpoint import model_facts, resolve_checkpoint
+from inference.checkpoint_json import CheckpointError, read_architecture
 from inference.config import EngineConfig
 from inference.device import DeviceError, device_memory, resolve_device
 from inference.memory import MemoryPlan, ModelTooLarge, plan_memory

@@ -4,12 +4,8 @@ from typing import Any
 
 import pytest
 
-from inference.architecture import (
-    CheckpointError,
-    count_parameters,
-    describe,
-    read_architecture,
-)
+from inference.architecture import count_parameters, describe
+from inference.checkpoint_json import CheckpointError, read_architecture
 from inference.memory import FAMILY_PARAMETERS
 
 SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096}

@@ -6,14 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from inference.architecture import read_architecture
 from inference.checkpoint import (
     DEMO_FOLDER,
-    CheckpointError,
     model_facts,
     resolve_checkpoint,
     served_name,
 )
+from inference.checkpoint_json import CheckpointError, read_architecture
 from inference.config import EngineConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from inference.architecture import Architecture, read_architecture
+from inference.architecture import Architecture
 from inference.attention import CpuAttention, KVShape, Rows
+from inference.checkpoint_json import read_architecture
 from inference.config import EngineConfig
 from inference.decoder import VisualRows
 from inference.footprint import attention_bytes, prefill_bytes, scores_bytes, vision_bytes
