@@ -22,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from service.errors import NotFound, RequestInvalid, StorageFull, TooLarge
+from service.file_lock import is_held
 from service.files.file_settings import FileSettings
 from service.media.container import MediaKind, kind_of
 
@@ -295,16 +296,9 @@ def _usage(tenant: Path) -> _Usage:
 def _is_abandoned(content: Path) -> bool:
     """Whether nobody holds a draft's lock any more: its worker has died."""
     try:
-        descriptor = os.open(content, os.O_RDONLY)
+        return not is_held(content)
     except FileNotFoundError:
         return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _remove(folder: Path) -> bool:

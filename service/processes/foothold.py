@@ -15,6 +15,8 @@ from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
 
+from service.file_lock import is_held
+
 ENGINE_SOCKET = "engine.sock"
 
 _FOLDER_PREFIX = "loupe-"
@@ -125,16 +127,6 @@ def _locked(folder: Path) -> Generator[None]:
 def _is_abandoned(lock: Path) -> bool:
     """Tell whether a folder is ours, and its supervisor gone."""
     try:
-        if lock.parent.lstat().st_uid != os.getuid():
-            return False
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+        return lock.parent.lstat().st_uid == os.getuid() and not is_held(lock)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)

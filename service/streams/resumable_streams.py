@@ -139,7 +139,9 @@ class ResumableStreams:
             entered={},
         )
         asked = _Asked(kept)
-        production = Production(asked.receive, asked.send, resumption, self._shelf.is_abandoned)
+        production = Production(
+            asked.receive, asked.send, resumption, self._shelf.max_unread_seconds
+        )
         asked.production = production
         self._productions[path] = production
         asked_scope = _scope_again(scope, kept, record)
@@ -155,7 +157,7 @@ class ResumableStreams:
         record = record_of(scope)
         resumption = Resumption(partial(self._new_journal, scope, record), self._max_body_bytes)
         record.resumption = resumption
-        production = Production(receive, send, resumption, self._shelf.is_abandoned)
+        production = Production(receive, send, resumption, self._shelf.max_unread_seconds)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._produce, production, app, scope, tasks.cancel_scope)
@@ -200,7 +202,7 @@ class ResumableStreams:
     def _new_journal(
         self, scope: HTTPScope, record: RequestRecord, body: bytes, prompt: Prompt, asked: Generate
     ) -> OwnedJournal:
-        label = StreamLabel(tenant=record.caller.tenant, begun_at=time.time())
+        label = StreamLabel(tenant=record.caller.tenant, begun_at=time.monotonic())
         request = StreamRequest(
             path=scope["path"],
             query_string=scope["query_string"],

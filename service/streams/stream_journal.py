@@ -2,7 +2,11 @@
 
 One process at a time owns a journal, by a lock that ends with the process, and appends to it; any
 number follow it. Records are whole or not there: what an owner did not finish writing, the next one
-cuts off. Knows no HTTP and no event loop.
+cuts off. Before them is when somebody was last there to be told.
+
+Times are of `time.monotonic()`: on Linux it is one clock for all processes, which no change of the
+time of day moves; it begins anew with the machine, which no journal outlives. A file's own times
+would be of the time of day, and every read may change them. Knows no HTTP and no event loop.
 """
 
 import fcntl
@@ -19,11 +23,12 @@ import msgspec
 from inference.protocol import Delta, Generate
 from service.text.prompt import Prompt
 
+_ATTENDED_AT = struct.Struct(">d")
 _HEADER = struct.Struct(">BI")
 
 
 class StreamLabel(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose stream it is, and since when, in seconds since 1970."""
+    """Whose stream it is, and since when, in seconds of the monotonic clock."""
 
     tenant: str
     begun_at: float
@@ -86,7 +91,7 @@ class Kept(msgspec.Struct, kw_only=True):
             return None
         seconds = generate.deadline_seconds
         if seconds is not None:
-            seconds = max(0.0, seconds - (time.time() - self.label.begun_at))
+            seconds = max(0.0, seconds - (time.monotonic() - self.label.begun_at))
         return msgspec.structs.replace(
             generate,
             request_id=request_id,
@@ -102,17 +107,24 @@ class OwnedJournal:
     """A journal that this process appends to, until it is closed."""
 
     def __init__(self, path: Path, file: int) -> None:
-        """file: of this path, locked, and to be written at its end."""
+        """file: of this path, locked, and at the place where the next record goes."""
         self.path = path
         self._file = file
+
+    @property
+    def unread_seconds(self) -> float:
+        """Measure how long nobody has been there to be told."""
+        return _unread_seconds(self._file)
 
     @classmethod
     def create(cls, path: Path, label: StreamLabel, request: StreamRequest) -> "OwnedJournal":
         """Begin a journal; blocks for as long as writing the pictures takes."""
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, mode=0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         journal = cls(path, file)
         try:
+            _attend(file)
+            os.lseek(file, _ATTENDED_AT.size, os.SEEK_SET)
             journal._append(_Kind.LABEL, msgspec.msgpack.encode(label))
             journal._append(_Kind.REQUEST, msgspec.msgpack.encode(request))
         except OSError:
@@ -127,7 +139,7 @@ class OwnedJournal:
         Blocks for as long as reading the pictures takes.
         """
         try:
-            file = os.open(path, os.O_RDWR | os.O_APPEND)
+            file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             return None
         journal = cls(path, file)
@@ -140,6 +152,7 @@ class OwnedJournal:
             journal.close()
             return None
         os.ftruncate(file, num_bytes)
+        os.lseek(file, num_bytes, os.SEEK_SET)
         journal._append(_Kind.ADOPTED, b"")
         return journal, kept
 
@@ -157,7 +170,8 @@ class OwnedJournal:
 
     def close(self) -> None:
         """Leave the journal to others."""
-        os.close(self._file)
+        file, self._file = self._file, -1  # its number is soon another file's
+        os.close(file)
 
     def discard(self) -> None:
         """Take the journal away and close it."""
@@ -183,7 +197,7 @@ class JournalReader:
             FileNotFoundError: there is none.
         """
         self._file = os.open(path, os.O_RDWR)
-        self._offset = 0
+        self._offset = _ATTENDED_AT.size
         self.has_ended = False
 
     @property
@@ -194,7 +208,7 @@ class JournalReader:
     @property
     def tenant(self) -> str | None:
         """Whose stream it is; None when its owner did not come so far."""
-        first = next(_records(self._file, 0), None)
+        first = next(_records(self._file, _ATTENDED_AT.size), None)
         if first is None:
             return None
         return msgspec.msgpack.decode(_payload(self._file, first), type=StreamLabel).tenant
@@ -212,7 +226,7 @@ class JournalReader:
 
     def touch(self) -> None:
         """Note that somebody is there to be told; `unread_seconds` counts from here."""
-        os.utime(self._file, (time.time(), os.fstat(self._file).st_mtime))
+        _attend(self._file)
 
     def close(self) -> None:
         """Stop following."""
@@ -225,23 +239,11 @@ def unread_seconds(path: Path) -> float:
     Raises:
         FileNotFoundError: there is no such journal.
     """
-    return time.time() - path.stat().st_atime
-
-
-def is_owned(path: Path) -> bool:
-    """Tell whether a living process appends to it.
-
-    Raises:
-        FileNotFoundError: there is no such journal.
-    """
     file = os.open(path, os.O_RDWR)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return _unread_seconds(file)
     finally:
         os.close(file)
-    return False
 
 
 def is_gone(file: int) -> bool:
@@ -249,9 +251,23 @@ def is_gone(file: int) -> bool:
     return os.fstat(file).st_nlink == 0
 
 
+def _attend(file: int) -> None:
+    os.pwrite(file, _ATTENDED_AT.pack(time.monotonic()), 0)
+
+
+def _unread_seconds(file: int) -> float:
+    said = os.pread(file, _ATTENDED_AT.size, 0)
+    if len(said) < _ATTENDED_AT.size:
+        # Its owner is about to say it, or died before: whoever finds it says it instead, so that
+        # the one is not swept and the other is.
+        _attend(file)
+        return 0.0
+    return time.monotonic() - _ATTENDED_AT.unpack(said)[0]
+
+
 def _read(file: int) -> tuple[Kept | None, int]:
     """Read all that is whole, and where it ends."""
-    records = list(_records(file, 0))
+    records = list(_records(file, _ATTENDED_AT.size))
     if [record.kind for record in records[:2]] != [_Kind.LABEL, _Kind.REQUEST]:
         return None, 0
     label, request, *rest = records

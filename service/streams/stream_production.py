@@ -3,9 +3,7 @@
 Knows ASGI's messages and the journal, nothing of those who follow it.
 """
 
-from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 
 import anyio
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,11 +28,11 @@ class Production:
         source: Receive,
         plain: Send,
         resumption: Resumption,
-        is_abandoned: Callable[[Path], bool],
+        max_unread_seconds: float,
     ) -> None:
         """source, plain: of who asked.
 
-        is_abandoned: whether nobody is told of a journal, for longer than a client may be away.
+        max_unread_seconds: how long the stream goes on without anybody who is told of it.
         """
         self.resumption = resumption
         self.decided = anyio.Event()
@@ -43,7 +41,7 @@ class Production:
         self.failure: Exception | None = None
         self._source = source
         self._plain = plain
-        self._is_abandoned = is_abandoned
+        self._max_unread_seconds = max_unread_seconds
         self._has_body = False
         self._num_events = 0
         self._has_ended = False
@@ -77,7 +75,8 @@ class Production:
         # Who asked has left, or has got everything. Others may come.
         journal = self.resumption.journal
         if self.is_stream and journal is not None:
-            while not self._is_abandoned(journal.path):  # noqa: ASYNC110 - a file is looked at
+            limit = self._max_unread_seconds
+            while journal.unread_seconds <= limit:  # noqa: ASYNC110 - a file is looked at
                 await anyio.sleep(_LOOK_SECONDS)
         return {"type": "http.disconnect"}
 

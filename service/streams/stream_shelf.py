@@ -9,7 +9,8 @@ import secrets
 from pathlib import Path
 
 from service.errors import Overloaded
-from service.streams.stream_journal import is_owned, unread_seconds
+from service.file_lock import is_held
+from service.streams.stream_journal import unread_seconds
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RETRY_AFTER_SECONDS = 5.0
@@ -17,14 +18,17 @@ _SLACK_SECONDS = 2.0  # a follower says once a second that it is there
 
 
 class StreamShelf:
-    """Journals by their streams' ids. Ids cannot be guessed."""
+    """Journals by their streams' ids. Ids cannot be guessed.
+
+    max_unread_seconds: how long a stream lives without anybody who is told of it.
+    """
 
     def __init__(
         self, folder: Path, *, resume_seconds: float, max_streams: int, max_bytes: int
     ) -> None:
         """resume_seconds: how long a journal is kept for a client that left."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.resume_seconds = resume_seconds
+        self.max_unread_seconds = resume_seconds + _SLACK_SECONDS
         self._folder = folder
         self._max_streams = max_streams
         self._max_bytes = max_bytes
@@ -50,7 +54,7 @@ class StreamShelf:
     def is_abandoned(self, path: Path) -> bool:
         """Tell whether its client is away for longer than it may."""
         try:
-            return unread_seconds(path) > self.resume_seconds + _SLACK_SECONDS
+            return unread_seconds(path) > self.max_unread_seconds
         except FileNotFoundError:
             return True
 
@@ -58,5 +62,5 @@ class StreamShelf:
         """Take away what nobody came back for; what is still written its owner ends itself."""
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if self.is_abandoned(path) and not is_owned(path):
+                if self.is_abandoned(path) and not is_held(path):
                     path.unlink(missing_ok=True)

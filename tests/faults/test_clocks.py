@@ -19,9 +19,7 @@ MAY_ASK = {
     "service/text/chat_template.py": "a template's own function",
     "service/files/file_shelf.py": "a file's age, which outlives processes and is told to clients",
     "service/load/machine.py": "the date of a report",
-    "service/streams/resumable_streams.py": "a stream's beginning, for its next owner",
     "service/routes/openai_chat.py": "`created` of an answer",
-    "service/streams/stream_journal.py": "a stream's age, for its next owner",
     "service/tracing/opentelemetry_tracer.py": "a span's beginning, as the protocol has it",
 }
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)

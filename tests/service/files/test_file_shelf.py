@@ -154,6 +154,27 @@ def test_a_file_that_is_being_read_can_be_read_to_its_end(shelf):
         assert content.read() == PICTURE
 
 
+@pytest.mark.parametrize("days", [-60, 60], ids=["back", "ahead"])
+def test_a_time_of_day_that_jumps_takes_no_file_from_who_reads_or_writes_it(
+    shelf, monkeypatch, days
+):
+    stored = put(shelf)
+    draft = shelf.begin("a", 100)
+    _, content = shelf.open("a", stored.id)
+    draft.write(PICTURE)
+    jumped = time.time() + days * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: jumped)
+
+    shelf.sweep()
+
+    with content:
+        assert content.read() == PICTURE
+    written = shelf.keep(draft, LABEL)
+    draft.close()
+    assert content_of(shelf, "a", written.id) == PICTURE
+    assert written.expires_at == int(jumped) + 24 * 3600
+
+
 def test_an_expired_file_is_gone_at_once_and_its_room_with_the_next_sweep(
     shelf, tmp_path, monkeypatch
 ):

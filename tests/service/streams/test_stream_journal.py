@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 
 from inference.protocol import Delta, Finish, FinishReason, Generate, SamplingParams, Vision
 from service.errors import Overloaded
-from service.streams.stream_journal import JournalReader, OwnedJournal, StreamLabel, StreamRequest
+from service.streams.stream_journal import (
+    JournalReader,
+    OwnedJournal,
+    StreamLabel,
+    StreamRequest,
+    unread_seconds,
+)
 from service.streams.stream_shelf import StreamShelf
 from service.text.prompt import Prompt
 
@@ -53,7 +60,7 @@ def asked(**changes: Any) -> StreamRequest:
 
 
 def label(begun_at: float = 0.0) -> StreamLabel:
-    return StreamLabel(tenant="ours", begun_at=begun_at or time.time())
+    return StreamLabel(tenant="ours", begun_at=begun_at or time.monotonic())
 
 
 @pytest.fixture
@@ -196,7 +203,7 @@ def test_nothing_is_asked_for_once_all_have_ended(path):
 
 
 def test_time_that_has_passed_is_not_given_again(path):
-    kept = kept_after(path, asked(deadline_seconds=60.0), begun_at=time.time() - 50)
+    kept = kept_after(path, asked(deadline_seconds=60.0), begun_at=time.monotonic() - 50)
 
     rest = kept.rest("anew")
 
@@ -210,17 +217,21 @@ def shelf(tmp_path: Path) -> StreamShelf:
     return StreamShelf(tmp_path / "streams", resume_seconds=10, max_streams=2, max_bytes=10_000)
 
 
-def age(path: Path, seconds: float) -> None:
-    os.utime(path, (time.time() - seconds, path.stat().st_mtime))
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    def pass_seconds(seconds: float) -> None:
+        later = time.monotonic() + seconds
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+
+    return pass_seconds
 
 
-def test_a_journal_is_swept_when_nobody_came_back_and_nobody_writes(shelf):
+def test_a_journal_is_swept_when_nobody_came_back_and_nobody_writes(shelf, pass_time):
     abandoned, owned, read = shelf.new_path(), shelf.new_path(), shelf.new_path()
     journals = {path: OwnedJournal.create(path, label(), asked()) for path in (abandoned, owned)}
     journals[abandoned].close()
     OwnedJournal.create(read, label(), asked()).close()
-    for path in (abandoned, owned, read):
-        age(path, 60)
+    pass_time(60)
     JournalReader(read).touch()
 
     shelf.sweep()
@@ -228,15 +239,65 @@ def test_a_journal_is_swept_when_nobody_came_back_and_nobody_writes(shelf):
     assert [path.exists() for path in (abandoned, owned, read)] == [False, True, True]
 
 
-def test_a_follower_keeps_a_journal_from_being_abandoned(shelf):
+def test_a_follower_keeps_a_journal_from_being_abandoned(shelf, pass_time):
     path = shelf.new_path()
-    OwnedJournal.create(path, label(), asked())
-    age(path, 60)
+    journal = OwnedJournal.create(path, label(), asked())
+    pass_time(60)
     assert shelf.is_abandoned(path)
 
     JournalReader(path).touch()
 
     assert not shelf.is_abandoned(path)
+    assert journal.unread_seconds == 0
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600], ids=["back", "ahead"])
+def test_a_time_of_day_that_jumps_gives_a_client_no_more_time_and_no_less(
+    shelf, pass_time, monkeypatch, seconds
+):
+    """Neither the clock nor the times of the file count, which a read may change as well."""
+    pass_time(0)  # the clock stands from here on
+    path = shelf.new_path()
+    OwnedJournal.create(path, label(), asked(deadline_seconds=60.0)).close()
+    jumped = time.time() + seconds
+    monkeypatch.setattr(time, "time", lambda: jumped)
+    os.utime(path, (jumped, jumped))
+
+    assert not shelf.is_abandoned(path)
+    pass_time(20)
+    assert shelf.is_abandoned(path)
+    adopted = OwnedJournal.adopt(path)
+    assert adopted is not None
+    rest = adopted[1].rest("anew")
+    assert rest is not None
+    assert rest.deadline_seconds == pytest.approx(40)
+
+
+TOUCH = """
+import sys
+from pathlib import Path
+from service.streams.stream_journal import JournalReader
+JournalReader(Path(sys.argv[1])).touch()
+"""
+
+
+def test_a_follower_in_another_process_has_the_same_clock(shelf, path):
+    OwnedJournal.create(path, label(), asked())
+    before = time.monotonic()
+    subprocess.run([sys.executable, "-c", TOUCH, str(path)], cwd=ROOT, check=True)
+
+    assert 0 <= unread_seconds(path) <= time.monotonic() - before
+
+
+def test_a_journal_of_which_nothing_is_written_yet_counts_from_when_it_is_found(shelf, pass_time):
+    path = shelf.new_path()
+    path.touch()
+
+    shelf.sweep()
+    assert path.exists()
+    pass_time(60)
+    shelf.sweep()
+    assert not path.exists()
 
 
 def test_too_many_or_too_large_journals_are_refused(shelf, tmp_path):
