@@ -1,28 +1,12 @@
-"""What the API document says of the operators' paths."""
+"""What the API document says of the admins' path."""
 
 from service.http.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
-from service.openapi import Content, Operation, Reply, Schema
+from service.openapi import Content, Operation, Reply
 from service.routes.admin import AdminStatus
 
 _ERROR = (Content("application/json", ErrorEnvelope), Content(PROBLEM_MEDIA_TYPE, Problem))
 
-_TEXT: Schema = {"type": "string"}
-
 ADMIN_OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/metrics",
-        summary="Tell every figure of the service",
-        description="In Prometheus' text format, or in OpenMetrics where `Accept` asks for it; the "
-        "whole service's, whichever worker is asked. Needs a key where `open_metrics` is off.",
-        replies={
-            200: Reply(
-                "The figures.",
-                (Content("text/plain", _TEXT), Content("application/openmetrics-text", _TEXT)),
-            ),
-        },
-        tag="admin",
-    ),
     Operation(
         method="GET",
         path="/admin/status",

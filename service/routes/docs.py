@@ -10,6 +10,7 @@ from service.http.static_folder import FOLDER, StaticFolder
 from service.openapi import render_document
 from service.routes.admin_docs import ADMIN_OPERATIONS
 from service.routes.files_docs import FILE_OPERATIONS
+from service.routes.health_docs import HEALTH_OPERATIONS
 from service.routes.metrics_docs import METRICS_OPERATIONS
 from service.routes.native_docs import NATIVE_OPERATIONS
 from service.routes.openai_docs import OPENAI_OPERATIONS
@@ -19,6 +20,7 @@ from service.version import version
 
 OPERATIONS = (
     *NATIVE_OPERATIONS,
+    *HEALTH_OPERATIONS,
     *OPENAI_OPERATIONS,
     *FILE_OPERATIONS,
     *PREVIEW_OPERATIONS,

@@ -1,4 +1,4 @@
-"""What the API document says of the native dialect's and the health paths."""
+"""What the API document says of the native dialect's paths."""
 
 from service.openapi import (
     EVENT_STREAM,
@@ -9,7 +9,6 @@ from service.openapi import (
     Schema,
     schema_of_fields,
 )
-from service.routes.health import Health, Probe
 from service.routes.native_schema import (
     ChatReply,
     ChatRequest,
@@ -65,8 +64,6 @@ NATIVE_FORMS = (
     Content("application/x-www-form-urlencoded", _form_schema(with_files=False)),
 )
 _BODY = (Content("application/json", ChatRequest), *NATIVE_FORMS)
-_HEALTH = (Content("application/json", Health),)
-_PROBE = (Content("application/json", Probe),)
 
 NATIVE_OPERATIONS = (
     Operation(
@@ -100,49 +97,5 @@ NATIVE_OPERATIONS = (
             )
         }
         | _ERRORS,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/health",
-        summary="How this worker is",
-        description="503 says that no request would be answered now: `loading` until the engine "
-        "was ready once, `unavailable` when it was lost, `stopping` at the end; the body has the "
-        "same shape.",
-        replies={200: Reply("Ready.", _HEALTH), 503: Reply("Not ready.", _HEALTH)},
-        tag="health",
-    ),
-    Operation(
-        method="GET",
-        path="/health/live",
-        summary="Liveness",
-        description="Answers as long as the worker's event loop turns.",
-        replies={200: Reply("Alive.", _PROBE)},
-        tag="health",
-    ),
-    Operation(
-        method="GET",
-        path="/health/ready",
-        summary="Readiness",
-        description="Says whether to send requests here.",
-        replies={200: Reply("Ready.", _PROBE), 503: Reply("Not ready.", _PROBE)},
-        tag="health",
-    ),
-    Operation(
-        method="GET",
-        path="/health/startup",
-        summary="Startup",
-        description="503 until this worker was ready for the first time, 200 ever after.",
-        replies={200: Reply("Started.", _PROBE), 503: Reply("Starting.", _PROBE)},
-        tag="health",
-    ),
-    Operation(
-        method="GET",
-        path="/health/deep",
-        summary="Generates one token",
-        description="Goes through everything that a request goes through, for at most 10 s. One at "
-        "a time in each worker, and good for a second, so that asking often costs little. On "
-        "failure `status` is an error code.",
-        replies={200: Reply("A token came.", _PROBE), 503: Reply("None came.", _PROBE)},
-        tag="health",
     ),
 )

@@ -40,6 +40,13 @@ async def test_document_is_served(service, document):
     assert response.json()["paths"] == document["paths"]
 
 
+def test_no_operation_is_described_twice():
+    """Of two descriptions the first would be lost without a word."""
+    described = [(operation.method, operation.path) for operation in OPERATIONS]
+
+    assert sorted(set(described)) == sorted(described)
+
+
 def raised_codes() -> set[str]:
     """Every literal code that the source makes an error of."""
     codes: set[str] = set(Refusal)
