@@ -3,7 +3,6 @@
 It imports neither the web stack nor the model, so that help comes at once.
 """
 
-import importlib.metadata
 import os
 import re
 import shlex
@@ -25,6 +24,7 @@ from service.options import (
     render_markdown,
     resolve,
 )
+from service.version import version
 
 _USAGE_ERROR = 2
 _FLAG = re.compile(r"--[a-z][a-z-]*")
@@ -62,7 +62,7 @@ def _refuse(parsers: Parsers, command: str, argument: str) -> None:
 def _run(command: str, values: dict[str, Any], parsers: Parsers, typed: Sequence[str]) -> int:
     match command:
         case "version":
-            print(f"loupe {_version()}")
+            print(f"loupe {version()}")
         case "settings":
             text = {"env": render_env_example, "markdown": render_markdown}[values["as"]]()
             print(text, end="")
@@ -102,13 +102,6 @@ def _serve_or_check(command: str, values: dict[str, Any], typed: Sequence[str]) 
             f"named by LOUPE_API_KEYS. Unset {KEY_VARIABLE} to serve without keys"
         )
     return _serve(resolved) if command == "serve" else _check(resolved, typed[1:])
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("loupe")
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its sources, not installed)"
 
 
 def _add_key(values: dict[str, Any]) -> int:

@@ -4,8 +4,8 @@ import importlib.metadata
 
 
 def version() -> str:
-    """Return the version; "0" when run from a source tree that is not installed."""
+    """Return the version; "0+source" when run from a source tree that is not installed."""
     try:
         return importlib.metadata.version("loupe")
     except importlib.metadata.PackageNotFoundError:
-        return "0"
+        return "0+source"
