@@ -151,7 +151,7 @@ class Engine:
         self._give_up_displaced()
         self.last_step = None
         if not self._isolate():
-            step = self.scheduler.schedule()
+            step = self.scheduler.schedule(self._clock())
             if step.chunks:
                 self.last_step = step
                 self._note_beginnings(step)

@@ -11,8 +11,10 @@ waits, but not for ever. Plain Python over sequences; what a caller's own come t
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeAlias
 
+from inference.recent_work import RecentWork
 from inference.sequence import Request, Sequence
 
 # What work costs, in prompt tokens. A decoded token takes a row of a step of its own. Four patches
@@ -22,14 +24,22 @@ _COST_OF_PATCH = 0.25
 
 _MAX_ACCOUNTS = 1024
 
+# A class of priority and an account.
+Line: TypeAlias = tuple[int, str]
+
 
 class FairQueue:
-    """Lines of waiting sequences, one for each class and account, and what is on the accounts."""
+    """Lines of waiting sequences, one for each class and account, and what is on the accounts.
+
+    now: on the engine's clock; whoever plans a step sets it before.
+    """
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[int, str], list[Sequence]] = {}
+        self._lines: dict[Line, list[Sequence]] = {}
         self._accounts: dict[str, float] = {}
         self._last_served = ""
+        self._recent = RecentWork()
+        self.now = 0.0
 
     def __len__(self) -> int:
         """Count the waiting sequences."""
@@ -46,15 +56,15 @@ class FairQueue:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait, in its own line, in its place by rank."""
-        request = sequence.request
-        if not any(account == request.account for _, account in self._lines):
-            self._open_account(request.account)
-        line = self._lines.setdefault((request.priority, request.account), [])
+        account = sequence.request.account
+        if not any(waiting == account for _, waiting in self._lines):
+            self._open_account(account)
+        line = self._lines.setdefault(line_of(sequence), [])
         insort(line, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
         """Let a sequence wait no more."""
-        key = (sequence.request.priority, sequence.request.account)
+        key = line_of(sequence)
         line = self._lines[key]
         index = bisect_left(line, sequence.order, key=_order)
         while line[index] is not sequence:
@@ -76,6 +86,19 @@ class FairQueue:
             key=lambda head: (self._accounts[head.request.account], head.order),
         )
 
+    def light_lines(self, running: Collection[Sequence]) -> set[Line]:
+        """Name the lines of whoever was given little of late beside another that is here.
+
+        running: those that wait no more; they count as well. Only the most urgent class that is
+        here has light lines: nobody of another is to be served before it.
+        """
+        lines = self._lines.keys() | {line_of(sequence) for sequence in running}
+        if len(lines) < 2:
+            return set()
+        urgent = min(priority for priority, _ in lines)
+        accounts = {account for priority, account in lines if priority == urgent}
+        return {(urgent, account) for account in self._recent.light_ones(accounts, self.now)}
+
     def charge_tokens(self, request: Request, start: int, end: int) -> None:
         """Count tokens [start, end) of a sequence as work done for its caller."""
         prompt = len(request.prompt_token_ids)
@@ -90,6 +113,7 @@ class FairQueue:
         account = request.account
         self._accounts[account] = self._accounts.get(account, 0.0) + cost / request.weight
         self._last_served = account
+        self._recent.add(account, cost / request.weight, self.now)
 
     def _open_account(self, account: str) -> None:
         waiting = {name for _, name in self._lines}
@@ -105,6 +129,11 @@ class FairQueue:
                 if name in waiting or account > least
             }
         self._accounts[account] = max(self._accounts.get(account, 0.0), least)
+
+
+def line_of(sequence: Sequence) -> Line:
+    """Tell among whom a sequence waits."""
+    return sequence.request.priority, sequence.request.account
 
 
 def _order(sequence: Sequence) -> tuple[float, float, int]:

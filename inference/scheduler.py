@@ -1,7 +1,8 @@
 """Who runs next: which sequences decode, which prompts advance, which pictures are encoded.
 
 Pure Python over tokens, blocks and bytes; it never sees a tensor. Who is admitted next is the fair
-queue's to say. Of those that run, the lowest rank (arrival time plus a head start per priority) is
+queue's to say; a light caller's prompt and first tokens are not kept waiting by a heavy one's
+prompts. Of those that run, the lowest rank (arrival time plus a head start per priority) is
 never preempted, and any sequence admitted at all fits the pool alone: so it ends, and then the next
 one is the lowest. That is why the loop cannot deadlock or starve.
 """
@@ -14,11 +15,18 @@ from typing import Any, NamedTuple
 
 from inference.blocks import BlockPool
 from inference.embeddings import EmbeddingCache, EmbeddingKey
-from inference.fair_queue import FairQueue
+from inference.fair_queue import FairQueue, Line, line_of
 from inference.protocol import Finish
 from inference.sequence import Request, Sequence, SequenceState
 from inference.spans import VisualLayout, VisualSpan, num_patches
 from inference.step import Chunk, Encoding, Step
+
+# Once a light caller was here its next request is likely soon. Until this long after, steps are
+# shorter, so that it waits less for the one under way.
+_SHORT_SECONDS = 10.0
+_SHORTER = 4
+# As long as nobody else's prompt delays a light caller's answer: most of a short one.
+_NUM_FIRST_TOKENS = 32
 
 
 class SchedulerLimits(NamedTuple):
@@ -57,6 +65,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.only: Request | None = None
         self.is_full = False
+        self._short_until = 0.0
         self.num_admissions = 0
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
@@ -74,10 +83,14 @@ class Scheduler:
         """Queue a sequence that fits the pool alone."""
         self.waiting.add(sequence)
 
-    def schedule(self) -> Step:
-        """Plan the next step and give its sequences their blocks."""
+    def schedule(self, now: float = 0.0) -> Step:
+        """Plan the next step and give its sequences their blocks; now: on the engine's clock."""
         step = Step()
         self.is_full = False
+        self.waiting.now = now
+        light = self.waiting.light_lines(self.running)
+        if light:
+            self._short_until = now + _SHORT_SECONDS
         budget = self.limits.max_num_batched_tokens
         grown = [s for s in list(self.running) if self._is_decoding(s) and self._grow(s)]
         # One that has grown may have been preempted for another one since.
@@ -85,7 +98,9 @@ class Scheduler:
             self._add_chunk(step.decodes, sequence, sequence.num_tokens)
         budget -= len(step.decodes)
         patches = self.limits.max_num_encoded_patches
-        for sequence in self._prefill_candidates():
+        if now < self._short_until:
+            budget, patches = -(-budget // _SHORTER), patches // _SHORTER
+        for sequence in self._prefill_candidates(step, light):
             if budget <= 0:
                 break
             num_tokens, patches = self._plan_prefill(step, sequence, budget, patches)
@@ -132,10 +147,32 @@ class Scheduler:
         if not self.running and self.embeddings.num_pinned_bytes:
             raise RuntimeError("a picture is pinned by nobody")
 
-    def _prefill_candidates(self) -> Iterator[Sequence]:
+    def _prefill_candidates(self, step: Step, light: set[Line]) -> Iterator[Sequence]:
+        """Give those whose prompts may advance, in order.
+
+        No other's does in a step that brings a light caller on to its first tokens.
+        """
         begun = [s for s in self.running if s.state is SequenceState.PREFILL]
-        yield from sorted(begun, key=lambda sequence: sequence.turn)
-        while (sequence := self.waiting.next(self._is_ready)) is not None:
+        begun.sort(key=lambda sequence: sequence.turn)
+        if light:
+            yield from (s for s in begun if line_of(s) in light)
+            yield from self._admitted(light)
+            if any(
+                line_of(chunk.sequence) in light
+                and len(chunk.sequence.output_token_ids) < _NUM_FIRST_TOKENS
+                for chunk in step.chunks
+            ):
+                return
+        yield from (s for s in begun if line_of(s) not in light)
+        yield from self._admitted(None)
+
+    def _admitted(self, lines: set[Line] | None) -> Iterator[Sequence]:
+        """Let sequences of these lines, or of all, run in their turn, while there is room."""
+
+        def may_run(sequence: Sequence) -> bool:
+            return (lines is None or line_of(sequence) in lines) and self._is_ready(sequence)
+
+        while (sequence := self.waiting.next(may_run)) is not None:
             if len(self.running) >= self.limits.max_num_seqs or not self._admit(sequence):
                 self.is_full = True
                 return
@@ -200,7 +237,7 @@ class Scheduler:
             if span.end <= start or span.start >= end:
                 continue
             cost = self._encoding_cost(sequence, span)
-            if (cost > patches and patches < self.limits.max_num_encoded_patches) or not (
+            if (cost > patches and step.encodings) or not (
                 self._secure_features(step, sequence, span)
             ):
                 end = max(start, span.start)

@@ -47,47 +47,47 @@ def question(key: str, number: int, *, text_only: bool) -> Question:
     return asked._replace(headers=(("Authorization", f"Bearer {_KEYS[key]}"),))
 
 
-async def ask_at(
-    url: str, key: str, rate: float, until: float, *, text_only: bool
-) -> list[Outcome]:
-    """Ask so many questions a second, at random times, until then."""
+def questions(
+    key: str, rate: float, seconds: float, *, text_only: bool
+) -> list[tuple[float, Question]]:
+    """When to ask what: so many questions a second, at random times."""
     dice = random.Random(key)
-    due = time.monotonic()
-    tasks: list[asyncio.Task[Outcome]] = []
+    due = 0.0
+    asked: list[tuple[float, Question]] = []
     # No two rounds and keys ask the same.
-    first = int(due * 1000) % 10**6 + 10**6 * list(_KEYS).index(key)
+    first = int(time.monotonic() * 1000) % 10**6 + 10**6 * list(_KEYS).index(key)
     for number in itertools.count(first):
         due += dice.expovariate(rate)
-        if due >= until:
-            return list(await asyncio.gather(*tasks))
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        asked = question(key, number, text_only=text_only)
-        tasks.append(asyncio.create_task(ask(url, asked, f"{key}-{number}")))
+        if due >= seconds:
+            return asked
+        asked.append((due, question(key, number, text_only=text_only)))
     raise AssertionError
+
+
+async def ask_at(url: str, key: str, asked: list[tuple[float, Question]]) -> list[Outcome]:
+    """Ask each question when it is due."""
+    began = time.monotonic()
+    tasks: list[asyncio.Task[Outcome]] = []
+    for number, (due, each) in enumerate(asked):
+        await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+        tasks.append(asyncio.create_task(ask(url, each, f"{key}-{number}")))
+    return list(await asyncio.gather(*tasks))
 
 
 async def measure(
     url: str, seconds: float, rate: float, times: float, *, text_only: bool
 ) -> Figures:
     """Ask with the light key, and so many times as much with the heavy one."""
-    until = time.monotonic() + seconds
-    rates = {"light": rate, "heavy": rate * times}
-    light, heavy = await asyncio.gather(
-        *(
-            ask_at(url, key, each, until, text_only=text_only) if each else _nobody()
-            for key, each in rates.items()
-        )
-    )
+    asked = {"light": questions("light", rate, seconds, text_only=text_only), "heavy": []}
+    if times:
+        asked["heavy"] = questions("heavy", rate * times, seconds, text_only=text_only)
+    light, heavy = await asyncio.gather(*(ask_at(url, key, each) for key, each in asked.items()))
     refused = {each.code() or str(each.status) for each in light if each.status != 200}
     assert not refused, refused
     ordered = sorted(each.seconds for each in light)
     return Figures(
         len(light), len(heavy), ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
     )
-
-
-async def _nobody() -> list[Outcome]:
-    return []
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ class Trace:
         max_num_batched_tokens=16,
         max_num_encoded_patches=16,
         max_bytes=100,
+        step_seconds=1.0,
     ):
         self.limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
@@ -91,6 +92,7 @@ class Trace:
         self.slots = {}
         self.sequences = []
         self.now = 1.0
+        self.step_seconds = step_seconds
 
     def fits(self, asked):
         """Whether the pool holds it alone; the engine refuses the others."""
@@ -136,11 +138,11 @@ class Trace:
 
     def step(self):
         """One step; a promise broken is an AssertionError."""
-        self.now += 1
+        self.now += self.step_seconds
         running_before = list(self.scheduler.running)
         had_work = self.scheduler.has_work
 
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(self.now)
 
         assert bool(step.chunks) == had_work
         self._check_order(running_before)
@@ -396,6 +398,57 @@ def test_a_tenant_with_ten_times_the_load_does_not_hold_up_another():
 
     ended = {s.request.request_id for s in trace.sequences if s.finish is not None}
     assert len(ended) <= 4 + 4 + 2
+    trace.run()
+
+
+def test_a_light_callers_first_tokens_wait_for_no_heavy_callers_prompt():
+    trace = Trace(max_num_seqs=40, num_blocks=600, max_num_batched_tokens=64, step_seconds=0.01)
+    for number in range(40):
+        trace.add(Asked(((5 + number, 60),), max_tokens=3, tenant="heavy"))
+    for _ in range(16):
+        trace.step()
+    light = trace.add(Asked(((1, 8),), max_tokens=40, tenant="light")).sequences[0]
+    began = trace.scheduler.num_admissions
+
+    steps = [trace.step()]
+    while light.finish is None:
+        steps.append(trace.step())
+
+    beside = [any(c.sequence is not light for c in step.prefills) for step in steps]
+    assert trace.scheduler.num_admissions > began + 1
+    assert not any(beside[:32])
+    assert any(beside[32:])
+    trace.run()
+
+
+def test_steps_are_short_for_a_while_after_a_light_caller_was_here():
+    trace = Trace(max_num_seqs=8, num_blocks=400, max_num_batched_tokens=64)
+    for number in range(60):
+        trace.add(Asked(((5 + number, 60),), max_tokens=2, tenant="heavy"))
+    sizes = [trace.step().num_prefill_tokens for _ in range(8)]
+    trace.add(Asked(((1, 4),), max_tokens=1, tenant="light"))
+    trace.step()
+    shortly_after = [trace.step().num_prefill_tokens for _ in range(8)]
+    for _ in range(4):
+        trace.step()
+    long_after = [trace.step().num_prefill_tokens for _ in range(4)]
+
+    assert max(sizes) > 32
+    assert max(shortly_after) <= 16
+    assert max(long_after) > 32
+    trace.run()
+
+
+def test_nobody_is_light_beside_a_more_urgent_class():
+    trace = Trace(max_num_seqs=40, num_blocks=400, max_num_batched_tokens=64)
+    for number in range(30):
+        trace.add(Asked(((5 + number, 60),), max_tokens=6, tenant="heavy", priority=-1))
+    for _ in range(8):
+        trace.step()
+    light = trace.add(Asked(((1, 8),), max_tokens=20, tenant="light")).sequences[0]
+    trace.step_until(lambda: light.state is not SequenceState.WAITING)
+
+    assert all(s.finish is not None or s.request.account == "light" for s in trace.sequences[:20])
     trace.run()
 
 
