@@ -7,7 +7,7 @@ a GPU imports this file (tests also run it on a CPU, by Triton's interpreter).
 
 # Triton's parameters are pointers and constants of its own kind, in their own spelling; a kernel
 # takes everything it reads as an argument; where Triton is not installed there is nothing to check.
-# ruff: noqa: ANN001, ANN202, N803, PLR0913, PLR0915
+# ruff: noqa: ANN001, ANN202, N803, PLR0913
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
 from functools import lru_cache
@@ -165,6 +165,21 @@ def _store_kernel(
 
 
 @triton.jit
+def _take_in(scores, v, highest, total, attended):
+    """Attend to one more tile: what came before is weighed against its highest score.
+
+    Source: online softmax (Milakov and Gimelshein, 2018); scores are in powers of two.
+    """
+    new_highest = tl.maximum(highest, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_highest[:, None])  # [GROUP, TILE]
+    correction = tl.exp2(highest - new_highest)
+    product = tl.dot(weights.to(v.dtype), v, input_precision="ieee")  # [GROUP, HEAD]
+    attended = attended * correction[:, None] + product
+    total = total * correction + tl.sum(weights, 1)
+    return new_highest, total, attended
+
+
+@triton.jit
 def _split_kernel(
     q_ptr,
     keys_ptr,
@@ -185,9 +200,7 @@ def _split_kernel(
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
+    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + row)
     table_ptr = tables_ptr + tl.load(starts_ptr + row)
     split_size = tl.cdiv(tl.cdiv(length, NUM_SPLITS), TILE) * TILE
@@ -215,14 +228,8 @@ def _split_kernel(
         k = tl.load(keys_ptr + kv_offsets, mask=kv_mask, other=0.0)  # [TILE, HEAD]
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling_log2
         scores = tl.where(is_token[None, :], scores, float("-inf"))  # [GROUP, TILE]
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_highest[:, None])
-        correction = tl.exp2(highest - new_highest)
         v = tl.load(values_ptr + kv_offsets, mask=kv_mask, other=0.0)  # [TILE, HEAD]
-        product = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        attended = attended * correction[:, None] + product
-        total = total * correction + tl.sum(weights, 1)
-        highest = new_highest
+        highest, total, attended = _take_in(scores, v, highest, total, attended)
 
     # A split without tokens says so by its weight; what it would add is never read.
     is_used = first < last
@@ -230,11 +237,8 @@ def _split_kernel(
     part = (row * NUM_KV_HEADS * GROUP_SIZE + heads) * NUM_SPLITS + split
     log_weight = tl.where(is_used, highest + tl.log2(total), float("-inf"))
     tl.store(weight_ptr + part, log_weight, mask=member < GROUP_SIZE)
-    tl.store(
-        partial_ptr + part[:, None] * HEAD_DIM + dims[None, :],
-        attended / total[:, None],
-        mask=q_mask & is_used,
-    )
+    part_offsets = part[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(partial_ptr + part_offsets, attended / total[:, None], mask=q_mask & is_used)
 
 
 @triton.jit
