@@ -1,9 +1,10 @@
 """The Litestar application: routes, handlers of errors, lifespan. Wiring only."""
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -47,6 +48,8 @@ from service.tracing.settings import tracing_is_installed, tracing_is_wanted
 
 logger = structlog.get_logger()
 
+Chore: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
 # All other paths, unknown ones included, tell errors as the OpenAI API does.
 _error_replies = ErrorReplies(
     dict.fromkeys(("/v1/chat", "/v1/chat/stream", "/v1/health"), NATIVE_ENVELOPE)
@@ -77,22 +80,6 @@ def create_app(
     )
     access = settings.access
     keys = KeyRing(Path(access.api_keys)) if access.api_keys else None
-
-    @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(chat.load)
-            tasks.start_soon(files.keep_swept)
-            if streams is not None:
-                tasks.start_soon(streams.keep_swept)
-            if keys is not None:
-                tasks.start_soon(keys.follow)
-            yield
-            tasks.cancel_scope.cancel()
-        fetcher.close()
-        if tracer is not None:
-            await anyio.to_thread.run_sync(tracer.close)
-
     app = _Application(
         route_handlers=[
             *NativeRoutes(chat, settings).handlers(),
@@ -108,14 +95,8 @@ def create_app(
             *docs_handlers(),
             *playground_handlers(),
         ],
-        exception_handlers={
-            ServiceError: _tell,
-            HTTPException: _refuse,
-            ClientGone: _leave,
-            RecursionError: _refuse_depth,
-            Exception: _fail,
-        },
-        lifespan=[lifespan],
+        exception_handlers=_exception_handlers(),
+        lifespan=[_lifespan(_chores(chat, files, streams, keys), fetcher, tracer)],
         openapi_config=None,  # service.openapi
         logging_config=None,
     )
@@ -152,6 +133,46 @@ def _tracer(settings: Settings) -> Tracer | None:
     from service.tracing.opentelemetry_tracer import OpenTelemetryTracer
 
     return OpenTelemetryTracer(settings.tracing)
+
+
+def _chores(
+    chat: Chat, files: FileStore, streams: ResumableStreams | None, keys: KeyRing | None
+) -> list[Chore]:
+    chores: list[Chore] = [chat.load, files.keep_swept]
+    if streams is not None:
+        chores.append(streams.keep_swept)
+    if keys is not None:
+        chores.append(keys.follow)
+    return chores
+
+
+def _lifespan(
+    chores: Sequence[Chore], fetcher: Fetcher, tracer: Tracer | None
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    """Do the chores as long as the application lives, and close at its end."""
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
+        async with anyio.create_task_group() as tasks:
+            for chore in chores:
+                tasks.start_soon(chore)
+            yield
+            tasks.cancel_scope.cancel()
+        fetcher.close()
+        if tracer is not None:
+            await anyio.to_thread.run_sync(tracer.close)
+
+    return lifespan
+
+
+def _exception_handlers() -> dict[int | type[Exception], Callable[..., Response[Any]]]:
+    return {
+        ServiceError: _tell,
+        HTTPException: _refuse,
+        ClientGone: _leave,
+        RecursionError: _refuse_depth,
+        Exception: _fail,
+    }
 
 
 def _tell(request: AnyRequest, error: ServiceError) -> Response[bytes]:
