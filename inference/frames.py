@@ -12,6 +12,7 @@ from inference.control import ChildMessage, Stop
 from inference.protocol import EngineMessage, WorkerMessage
 
 MAX_FRAME_BYTES = 512 * 1024 * 1024
+MAX_CONTROL_FRAME_BYTES = 64 * 1024
 
 Message = TypeVar("Message")
 

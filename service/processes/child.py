@@ -19,10 +19,9 @@ import structlog
 from setproctitle import setproctitle
 
 from inference.control import ChildMessage, Stop
-from inference.frames import FrameError, decode_child_message, encode
+from inference.frames import MAX_CONTROL_FRAME_BYTES, FrameError, decode_child_message, encode
 from inference.log import LogConfig, configure_logging
 
-_MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
 _REAP_SECONDS = 5.0
 log = structlog.get_logger(__name__)
@@ -70,7 +69,7 @@ class Child:
         """Yield what has arrived; a child that breaks the protocol is killed."""
         try:
             while not self.control.closed and self.control.poll():
-                message = decode_child_message(self.control.recv_bytes(_MAX_CONTROL_FRAME_BYTES))
+                message = decode_child_message(self.control.recv_bytes(MAX_CONTROL_FRAME_BYTES))
                 self.silent_since = time.monotonic()
                 yield message
         except (EOFError, OSError):

@@ -21,7 +21,7 @@ import uvicorn
 from litestar import Litestar
 
 from inference.control import Heartbeat, ReplaceMe, Started, Stop
-from inference.frames import FrameError, decode_stop, encode
+from inference.frames import MAX_CONTROL_FRAME_BYTES, FrameError, decode_stop, encode
 from inference.ledger import Place, Slab
 from inference.main import has_room
 from service.app import create_app
@@ -37,7 +37,6 @@ from service.processes.heap import return_freed_memory
 from service.streams.stream_shelf import StreamShelf
 
 _HEARTBEAT_SECONDS = 1.0
-_MAX_CONTROL_FRAME_BYTES = 64 * 1024
 _SHARE_JITTER = 0.2
 _SWITCH_SECONDS = 0.0005
 
@@ -116,7 +115,7 @@ def _obey(server: WebServer, drain_seconds: float, control: Connection) -> None:
     def listen() -> None:
         while True:
             try:
-                stop = decode_stop(control.recv_bytes(_MAX_CONTROL_FRAME_BYTES))
+                stop = decode_stop(control.recv_bytes(MAX_CONTROL_FRAME_BYTES))
             except (EOFError, OSError, FrameError):
                 os._exit(1)
             server.leave(stop)
