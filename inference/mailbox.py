@@ -6,9 +6,11 @@ too, once its bounded queue is full. Either way the engine hears that the worker
 """
 
 import contextlib
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from itertools import count
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
@@ -27,6 +29,9 @@ from inference.sequence import Owner
 MAX_QUEUED_FRAMES = 4096
 # How long a worker that does not read may keep `send_through` waiting.
 _WRITE_SECONDS = 1.0
+# How long a thread may take to start. One that has no memory for its first line never tells, and
+# who starts it waits for ever.
+_START_SECONDS = 5.0
 
 _log = structlog.get_logger()
 
@@ -52,6 +57,7 @@ class Mailbox:
         self._admit: Callable[[Generate], Ticket | Refused] | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._reader_due = math.inf
         self._listener = self._listen()
 
     def greet(
@@ -102,7 +108,13 @@ class Mailbox:
             peer.post(frame)
 
     def keep_address(self) -> None:
-        """Listen anew if the socket's file was removed, as who tidies up temporary files does."""
+        """Listen anew if the socket's file was removed, as who tidies up temporary files does.
+
+        Raises:
+            MemoryError: nobody is let in any more; only a new process helps.
+        """
+        if time.monotonic() > self._reader_due:
+            raise MemoryError("a thread does not start")
         if Path(self._address).exists() or self._closed.is_set():
             return
         _log.error("the engine's socket was removed; listening anew")
@@ -131,15 +143,24 @@ class Mailbox:
         while True:
             try:
                 connection = listener.accept()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 # Closed; or out of descriptors for a while, which must not deafen the engine.
                 if self._closed.wait(0.1) or listener is not self._listener:
                     return
-                _log.error("cannot accept a worker", kind=type(error).__name__, errno=error.errno)
+                errno = error.errno if isinstance(error, OSError) else None
+                _log.error("cannot accept a worker", kind=type(error).__name__, errno=errno)
                 continue
-            threading.Thread(
+            reader = threading.Thread(
                 target=self._serve, args=(connection,), name="reader", daemon=True
-            ).start()
+            )
+            self._reader_due = time.monotonic() + _START_SECONDS
+            try:
+                reader.start()
+            except (RuntimeError, MemoryError) as error:
+                # Out of threads for a while, which must not either: the worker comes again.
+                _log.error("cannot read from a worker", kind=type(error).__name__)
+                connection.close()
+            self._reader_due = math.inf
 
     def _serve(self, connection: Connection) -> None:
         """One connection's life; the handshake is here so that a slow peer delays nobody."""

@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from contextlib import closing
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
@@ -281,6 +282,52 @@ def test_a_shortage_of_descriptors_passes(tmp_path, monkeypatch):
         worker.send_bytes(cancel("r"))
 
         assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
+
+
+def test_a_shortage_of_threads_costs_who_comes_then_and_passes(mailbox, connect, monkeypatch):
+    failures = iter([RuntimeError("can't start new thread"), MemoryError()])
+    start = threading.Thread.start
+
+    def failing(thread):
+        if thread.name == "reader":
+            for failure in failures:
+                raise failure
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    for _ in range(2):
+        with pytest.raises((EOFError, ConnectionError)):
+            connect()
+
+    connect().send_bytes(cancel("r"))
+    assert letters(mailbox, 1)[0][1] == Cancel(request_id="r")
+
+
+def test_a_thread_that_never_starts_is_told_of(mailbox, connect, monkeypatch):
+    release = threading.Event()
+    start = threading.Thread.start
+
+    def hanging(thread):
+        if thread.name == "reader":
+            release.wait(PATIENCE_SECONDS)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", hanging)
+    monkeypatch.setattr("inference.mailbox._START_SECONDS", 0.0)
+    coming = threading.Thread(target=connect)
+    coming.start()
+
+    with pytest.raises(MemoryError):
+        keep_for_ever(mailbox)
+    release.set()
+    coming.join(PATIENCE_SECONDS)
+
+
+def keep_for_ever(mailbox):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        mailbox.keep_address()
+        time.sleep(0.01)
 
 
 def test_a_refusal_does_not_wait_for_whoever_reads_the_mail(mailbox, connect, ready):
