@@ -51,6 +51,7 @@ ERROR_CODES = {
     "json_invalid": "The body is not JSON in UTF-8.",
     "json_too_deep": "The JSON document is nested too deeply.",
     "media_budget_exceeded": "The images of the request are too large together.",
+    "media_memory_exceeded": "Decoding the file takes more memory than it may have.",
     "media_type_invalid": "The Content-Type header is malformed.",
     "media_type_unsupported": "The body's media type is not taken.",
     "messages_invalid": "The model does not take these messages.",

@@ -137,7 +137,7 @@ def _opened(encoded: bytes, source: SourceBounds) -> Generator[tuple[ImageFile.I
             image = _reader(file_format)(io.BytesIO(encoded))
             _check_before_decoding(image, encoded, file_format, source)
             yield image, file_format
-    except MediumRefused:
+    except (MediumRefused, MemoryError):
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
         early = ends_early(encoded, file_format)

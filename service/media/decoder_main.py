@@ -34,7 +34,7 @@ from service.media.decoder_messages import (
     read_request,
     write_frame,
 )
-from service.media.refusal import MediumRefused
+from service.media.refusal import MediumRefused, Refusal
 from service.media.video import VideoSource, sample
 
 
@@ -64,6 +64,8 @@ def answers(request: DecoderRequest, encoded: bytes, settings: DecoderSettings) 
         yield from _answers(request, encoded, settings)
     except MediumRefused as refused:
         yield Answer(Refused(refusal=refused.refusal, num_pages=refused.num_pages))
+    except MemoryError:
+        yield Answer(Refused(refusal=Refusal.MEMORY_EXCEEDED))
     except Exception as error:  # noqa: BLE001 - ours; the worker logs it and answers 500
         yield Answer(Failed(error=type(error).__name__))
 

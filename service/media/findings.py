@@ -35,6 +35,8 @@ def to_error(finding: Refused, limits: MediaLimits, param: str) -> ClientError:
             return page_missing(finding.num_pages, param)
         case Refusal.PDF_TOO_MANY_PAGES:
             return too_many_pages(finding.num_pages, limits.max_document_pages, param)
+        case Refusal.MEMORY_EXCEEDED:
+            message = f"A file may take {limits.max_decode_memory_bytes} bytes of memory to decode."
         case Refusal.PDF_PAGE_TOO_LARGE:
             message = "A page of the document is larger than the format allows."
         case Refusal.TOO_MANY_PIXELS:

@@ -50,7 +50,7 @@ def opened(encoded: bytes) -> Generator[PdfDocument]:
         with library.PdfDocument(encoded) as document:
             document.init_forms()
             yield document
-    except MediumRefused:
+    except (MediumRefused, MemoryError):
         raise
     except Exception as error:  # hostile bytes make the library raise nearly anything
         code = getattr(error, "err_code", None)

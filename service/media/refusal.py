@@ -11,6 +11,7 @@ class Refusal(StrEnum):
     INVALID = "image_invalid"
     TRUNCATED = "image_truncated"
     ASPECT_RATIO = "image_aspect_ratio"
+    MEMORY_EXCEEDED = "media_memory_exceeded"
     TOO_MANY_PIXELS = "image_too_many_pixels"
     PDF_ENCRYPTED = "pdf_encrypted"
     PDF_INVALID = "pdf_invalid"

@@ -91,7 +91,7 @@ def sample(encoded: bytes, source: VideoSource, bounds: VideoBounds) -> SampledV
             indices = sample_indices(len(timeline.times), timeline.frame_rate, bounds)
             frames = _Frames(bounds, len(indices), source.max_pixels)
             shown = _decode(packets, stream, [timeline.times[index] for index in indices], frames)
-    except MediumRefused:
+    except (MediumRefused, MemoryError):
         raise
     except Exception as error:  # hostile bytes make the library raise nearly anything
         raise MediumRefused(Refusal.VIDEO_INVALID) from error

@@ -11,6 +11,7 @@ from service.media.findings import to_error
 from service.media.refusal import Refusal
 
 TOO_LARGE = {
+    Refusal.MEMORY_EXCEEDED,
     Refusal.TOO_MANY_PIXELS,
     Refusal.PDF_PAGE_TOO_LARGE,
     Refusal.PDF_TOO_MANY_PAGES,

@@ -242,6 +242,29 @@ async def test_a_decoder_that_never_ends_is_ended(make_pool):
     assert caught.value.code == "image_invalid"
 
 
+@pytest.mark.parametrize(
+    ("size", "bounds"),
+    [
+        pytest.param((4000, 4000), BOUNDS, id="decoding"),
+        pytest.param(
+            (64, 64), ResizeBounds(factor=32, min_pixels=2**25, max_pixels=2**26), id="resizing"
+        ),
+    ],
+)
+async def test_a_picture_that_wants_too_much_memory_is_refused_by_name(
+    size, bounds, make_pool, encode, picture
+):
+    pool = make_pool(1, MediaLimits(max_decode_memory_bytes=40 * 1024 * 1024))
+    await pool.start()
+    processes = pool_processes()
+    with pytest.raises(TooLarge) as caught:
+        await pool.decode(EncodedFile(encode(Image.new("RGB", size)), "images[1]"), bounds)
+
+    assert (caught.value.code, caught.value.param) == ("media_memory_exceeded", "images[1]")
+    assert (await pool.decode(picture(30), BOUNDS)).pixels[0] == 30
+    assert pool_processes() == processes
+
+
 async def test_a_process_killed_from_outside_costs_nobody_an_answer(pool, picture):
     processes = await stop_all(pool)
     levels: list[int] = []
