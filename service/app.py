@@ -18,7 +18,7 @@ from service.access.guard import Guard
 from service.access.key_ring import KeyRing
 from service.chat import Chat, ConnectedEngine
 from service.config import Settings
-from service.errors import InternalError, ServiceError
+from service.errors import InternalError, Overloaded, ServiceError
 from service.files.file_store import FileStore
 from service.http.attendance import ClientGone
 from service.http.error_reply import ErrorReplies, from_framework
@@ -49,6 +49,8 @@ from service.tracing.settings import tracing_is_installed, tracing_is_wanted
 logger = structlog.get_logger()
 
 Chore: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+_RETRY_SECONDS = 1.0
 
 # All other paths, unknown ones included, tell errors as the OpenAI API does.
 _error_replies = ErrorReplies(
@@ -171,6 +173,7 @@ def _exception_handlers() -> dict[int | type[Exception], Callable[..., Response[
         HTTPException: _refuse,
         ClientGone: _leave,
         RecursionError: _refuse_depth,
+        MemoryError: _refuse_for_now,
         Exception: _fail,
     }
 
@@ -189,6 +192,11 @@ def _refuse(request: AnyRequest, error: HTTPException) -> Response[bytes]:
 def _refuse_depth(request: AnyRequest, _: RecursionError) -> Response[bytes]:
     # Nothing here recurses but over the client's own JSON: its tools, its schemas.
     return _tell(request, json_too_deep())
+
+
+def _refuse_for_now(request: AnyRequest, error: MemoryError) -> Response[bytes]:
+    logger.error("Out of memory", exc_info=error)
+    return _tell(request, Overloaded(_RETRY_SECONDS))
 
 
 def _leave(request: AnyRequest, _: ClientGone) -> Response[None]:

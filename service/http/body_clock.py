@@ -1,14 +1,16 @@
 """How long one request's body may still take, told from what has come of it.
 
-The protocol keeps it; the request learns from it, at its next `receive`, that time ran out.
+The protocol keeps it; the request learns from it, at its next `receive`, why no more will come.
 """
 
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from litestar.types import HTTPReceiveMessage, Receive
 
-from service.errors import BodyTimeout
 from service.http.connection_limits import ConnectionLimits
+
+if TYPE_CHECKING:
+    from service.errors import ServiceError
 
 # Within this, no rate is asked for: connections start slowly, and small bodies are soon whole.
 _GRACE_SECONDS = 10.0
@@ -17,16 +19,16 @@ _GRACE_SECONDS = 10.0
 class BodyClock:
     """One body's. Times are the event loop's.
 
-    has_run_out: set once its time is over.
+    fault: set once no more of the body will be taken.
     """
 
     STATE_KEY: ClassVar[str] = "body_clock"  # in the request's scope, under `state`
 
-    __slots__ = ("_limits", "_num_bytes", "_started_at", "has_run_out")
+    __slots__ = ("_limits", "_num_bytes", "_started_at", "fault")
 
     def __init__(self, limits: ConnectionLimits, now: float) -> None:
         self._limits = limits
-        self.has_run_out = False
+        self.fault: ServiceError | None = None
         self.restart(now)
 
     def restart(self, now: float) -> None:
@@ -45,12 +47,13 @@ class BodyClock:
         return self._started_at + seconds
 
     def attend(self, receive: Receive) -> Receive:
-        """Make a request's `receive` raise BodyTimeout when time is over."""
+        """Make a request's `receive` raise the fault when there is one."""
 
         async def receive_in_time() -> HTTPReceiveMessage:
             message = cast("HTTPReceiveMessage", await receive())
-            if self.has_run_out and message["type"] == "http.request" and message["more_body"]:
-                raise BodyTimeout
+            is_open = message["type"] == "http.request" and message["more_body"]
+            if is_open and self.fault is not None:
+                raise self.fault
             return message
 
         return receive_in_time

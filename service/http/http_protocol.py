@@ -10,12 +10,13 @@ import asyncio
 import socket
 import struct
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import BodyTimeout, Overloaded, ServiceError
 from service.http.body_clock import BodyClock
 from service.http.connection_limits import ConnectionLimits
 from service.http.http_refusal import refuse
@@ -29,6 +30,7 @@ _MIN_TAKEN_BYTES = 16 * 1024
 # What one connection may hand the event loop in one of its turns: others have theirs between. Small
 # enough, too, that the copies of it come from memory at hand instead of from the kernel.
 _PIECE_BYTES = 64 * 1024
+_RETRY_SECONDS = 1.0
 # A peer that vanished without a word is noticed after about 90 s, though nothing is sent to it.
 _PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -55,6 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
     _wait: asyncio.TimerHandle | None = None  # for the end of a head
     _is_in_head = False
     _is_in_body = False
+    _is_deaf = False
     _num_head_bytes = 0
     _clock: BodyClock | None = None
     _body_wait: asyncio.TimerHandle | None = None
@@ -85,8 +88,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._is_in_head:
             self._num_head_bytes += len(data)
-        self._parse(data)
-        if self.transport.is_closing():
+        if not self._is_deaf:
+            self._parse(data)
+        if self._is_deaf or self.transport.is_closing():
             return
         if self._is_in_head and self._num_head_bytes > self.max_head_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -103,8 +107,11 @@ class HttpProtocol(HttpToolsProtocol):
         while data:
             try:
                 self.parser.feed_data(data)
-            except httptools.HttpParserError:
-                self._refuse(self._status)
+            except httptools.HttpParserError as error:
+                if isinstance(error.__context__, MemoryError):
+                    self._take_no_more()
+                else:
+                    self._refuse(self._status)
             except httptools.HttpParserUpgrade as upgrade:
                 # There is nothing to upgrade to. The parser has taken the head for the end of the
                 # request; read again without the wish, it is followed by its body.
@@ -219,13 +226,27 @@ class HttpProtocol(HttpToolsProtocol):
         if self.flow.read_paused:
             self._clock.restart(now)  # it is not the client who is slow
         if self._clock.ends_at() <= now:
-            if not self._is_answering or self._clock.has_run_out:
+            if not self._is_answering or self._clock.fault is not None:
                 self.transport.close()  # nobody reads this body, whatever its end may be
                 return
-            self._clock.has_run_out = True
-            self.cycle.message_event.set()  # wakes the request's `receive`
+            self._end_body(self._clock, BodyTimeout())
             self._clock.restart(now)
         self._body_wait = self.loop.call_at(self._clock.ends_at(), self._look_at_clock)
+
+    def _end_body(self, clock: BodyClock, fault: ServiceError) -> None:
+        clock.fault = fault
+        self.cycle.message_event.set()  # wakes the request's `receive`
+
+    def _take_no_more(self) -> None:
+        """Let a request be refused for whose next part there was no memory."""
+        self._is_deaf = True  # the parser has lost its place, too
+        if not self._is_in_body or not self._is_answering:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
+        if self._clock is None:
+            self._start_clock()
+        self.cycle.keep_alive = False
+        self._end_body(cast("BodyClock", self._clock), Overloaded(_RETRY_SECONDS))
 
     def _watch_reader(self) -> None:
         if self._reader_wait is None:

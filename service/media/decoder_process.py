@@ -3,6 +3,7 @@
 Threads, because writing a file and reading pixels there leave the event loop free.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -85,7 +86,12 @@ class DecoderProcess:
 
     def discard(self) -> None:
         """Close without waiting."""
-        threading.Thread(target=self.close, daemon=True).start()
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+        # Where memory is short no thread starts; the next process's start reaps this one.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self.close, daemon=True).start()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from service.errors import BodyTimeout
 from service.http.body_clock import BodyClock
 from service.http.connection_limits import ConnectionLimits
 
@@ -32,7 +33,7 @@ def test_a_client_who_had_to_wait_starts_anew():
     assert clock.ends_at() == 210.0
 
 
-async def test_receive_raises_once_time_is_over_and_only_for_what_is_missing():
+async def test_receive_raises_the_fault_and_only_for_what_is_missing():
     messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
         {"type": "http.request", "body": b"", "more_body": True},
@@ -46,7 +47,7 @@ async def test_receive_raises_once_time_is_over_and_only_for_what_is_missing():
     clock = BodyClock(LIMITS, 0.0)
     attended: Any = clock.attend(receive)
     first = await attended()
-    clock.has_run_out = True
+    clock.fault = BodyTimeout()
     with pytest.raises(Exception, match="took too long"):
         await attended()
 

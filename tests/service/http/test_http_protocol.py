@@ -6,8 +6,9 @@ import anyio
 import pytest
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import BodyTimeout
+from service.errors import ServiceError
 from service.http.body_clock import BodyClock
 from service.http.connection_limits import ConnectionLimits
 from service.http.http_protocol import HttpProtocol
@@ -35,9 +36,9 @@ async def answer(scope, receive, send):
     while scope["method"] != "PUT":
         try:
             message = await (clock.attend(receive) if clock else receive)()
-        except BodyTimeout:
+        except ServiceError as error:
             headers = [(b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 408, "headers": headers})
+            await send({"type": "http.response.start", "status": error.status, "headers": headers})
             await send({"type": "http.response.body", "body": b"got %d" % len(body)})
             return
         body += message.get("body", b"")
@@ -215,6 +216,38 @@ async def test_a_body_that_does_not_end_in_time_is_told_and_the_connection_close
 
     assert received.startswith(b"HTTP/1.1 408")
     assert b"connection: close" in received
+
+
+@pytest.mark.parametrize("pieces", [[b"xy"], [b"x", b"y"]], ids=["at once", "in pieces"])
+async def test_a_body_without_memory_for_it_is_refused_for_now(address, pieces, monkeypatch):
+    shortages = iter([MemoryError()])
+    on_body = HttpToolsProtocol.on_body
+
+    def short(protocol, body):
+        for shortage in shortages:
+            raise shortage
+        on_body(protocol, body)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", short)
+    body = [*pieces, b"z" * 1000]
+    head = HEAD + b"content-length: 1002\r\n\r\n"
+
+    received = await converse(address, head + body[0], *body[1:], HEAD)
+
+    assert received.startswith(b"HTTP/1.1 503")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert (await converse(address, HEAD + CLOSE)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_head_without_memory_for_it_is_refused_for_now(address, monkeypatch):
+    def short(protocol, url):
+        raise MemoryError
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_url", short)
+
+    received = await converse(address, HEAD + CLOSE)
+
+    assert status_and_code(received) == (503, "overloaded")
 
 
 async def test_a_body_that_nobody_reads_is_not_waited_for(address):
