@@ -6,77 +6,17 @@ Real processes and signals. The table of tests/faults/table.py times the same fa
 import asyncio
 import contextlib
 import random
-import resource
 import signal
 import time
 from collections.abc import Callable
 
 import psutil
 import pytest
-from asking import Outcome, Question, ask, ask_all, native, openai, picture, run_with
-from audit import account, files_of, leftovers
+from asking import Outcome, ask, ask_all, native, picture, run_with
+from audit import account
+from mixture import PICTURED, is_right, mixed, wrong
+from rest import check_rest
 from running_service import RunningService, wait_until
-
-COUNTED = ", ".join(str(number) for number in range(1, 31))
-PICTURED = "What is in this image?"
-
-
-def mixed(count: int, first: int = 0) -> list[Question]:
-    """Questions of every kind, each picture another one."""
-    kinds = [
-        lambda number: native("Count from 1 to 30"),
-        lambda number: native(PICTURED, picture("red", "circle", number)),
-        lambda number: native("Count from 1 to 30", stream=True),
-        lambda number: native(PICTURED, picture("blue", "square", number), stream=True),
-        lambda number: openai(PICTURED, picture("green", "circle", number), stream=True),
-    ]
-    return [kinds[number % len(kinds)](number) for number in range(first, first + count)]
-
-
-def right_answer(question: Question) -> str:
-    body = question.body
-    if "Count" in str(body.get("text", "")):
-        return COUNTED
-    if question.dialect == "native":
-        return "a red circle"
-    return "a blue square" if question.dialect == "stream" else "a green circle"
-
-
-def is_right(question: Question, outcome: Outcome) -> bool:
-    return outcome.texts() == [right_answer(question)] and not outcome.code()
-
-
-def wrong(questions: list[Question], outcomes: list[Outcome]) -> list[Outcome]:
-    pairs = zip(questions, outcomes, strict=True)
-    return [outcome for question, outcome in pairs if not is_right(question, outcome)]
-
-
-@pytest.fixture(scope="module")
-def at_rest(shared: RunningService) -> dict[str, object]:
-    """What the service holds after every part of it has been used once."""
-    asyncio.run(ask_all(shared.url, mixed(60), "warm", concurrency=10))
-    leftovers(shared)
-    return {"titles": titles(shared), "files": files_of(shared), "fds": descriptors(shared)}
-
-
-def titles(service: RunningService) -> list[str]:
-    return sorted(each.title for each in service.holdings())
-
-
-def descriptors(service: RunningService) -> int:
-    return sum(each.num_files for each in service.holdings())
-
-
-def check_rest(service: RunningService, at_rest: dict[str, object]) -> None:
-    """Nothing runs, nothing is held, and there are as many processes and files as before."""
-    asyncio.run(ask_all(service.url, mixed(30, 9000), "after", concurrency=6))
-    leftovers(service)
-    wait_until(lambda: titles(service) == at_rest["titles"], 20, lambda: str(titles(service)))
-    assert files_of(service) == at_rest["files"]
-    # A few come and go with threads, idle clients and the log; a leak per request would be tens.
-    before = at_rest["fds"]
-    assert isinstance(before, int)
-    wait_until(lambda: descriptors(service) <= before + 8, 20, lambda: str(service.holdings()))
 
 
 def kill(process: psutil.Process) -> None:
@@ -93,14 +33,6 @@ def pause(seconds: float) -> Callable[[psutil.Process], None]:
             process.resume()
 
     return stop
-
-
-def starve(process: psutil.Process) -> None:
-    """Refuse it every further byte of memory for a while."""
-    process.rlimit(psutil.RLIMIT_AS, (1, resource.RLIM_INFINITY))
-    time.sleep(1.0)
-    if process.is_running():
-        process.rlimit(psutil.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def slow_down(process: psutil.Process) -> None:
@@ -130,20 +62,6 @@ def test_no_request_notices_what_happens_to_the_engine(service, at_rest, strike,
 
     assert wrong(questions, outcomes) == []
     assert account(service, outcomes, before, prefix=prefix) == []
-    check_rest(service, at_rest)
-
-
-@pytest.mark.slow
-def test_an_engine_without_memory_answers_or_says_so(service, at_rest):
-    questions = mixed(30, 400)
-    before = service.scrape()
-    engine = service.inference()
-
-    outcomes = run_with(service.url, questions, "starved", lambda: starve(engine), after=0.1)
-
-    codes = {outcome.code() for outcome in wrong(questions, outcomes)}
-    assert codes <= {"gpu_out_of_memory", "overloaded"}, codes
-    assert account(service, outcomes, before, prefix="starved") == []
     check_rest(service, at_rest)
 
 
@@ -195,7 +113,28 @@ def test_what_happens_to_a_decoder_costs_no_request(service, at_rest, strike, re
 
 
 @pytest.mark.slow
-def test_a_decoder_that_hangs_holds_a_request_until_its_deadline_and_is_replaced(service, at_rest):
+def test_a_decoder_that_hangs_is_replaced_in_time_and_costs_no_request(service, at_rest):
+    for decoder in service.decoders():
+        decoder.suspend()
+    before = service.scrape()
+    questions = [native(PICTURED, picture("red", "circle", 1000 + number)) for number in range(12)]
+
+    outcomes = asyncio.run(ask_all(service.url, questions, "patient"))
+
+    assert wrong(questions, outcomes) == []
+    assert account(service, outcomes, before, prefix="patient") == []
+    resume_all(service)  # of a worker that none of the questions reached
+    check_rest(service, at_rest)
+
+
+def resume_all(service: RunningService) -> None:
+    for decoder in service.decoders():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            decoder.resume()
+
+
+@pytest.mark.slow
+def test_a_decoder_that_hangs_is_replaced_when_a_deadline_comes_first(service, at_rest):
     hung = service.decoders()
     for decoder in hung:
         decoder.suspend()
