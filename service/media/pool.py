@@ -249,12 +249,12 @@ async def _side_by_side(
 
     None is cancelled for another's fault: that would kill the processes of good pictures.
     """
-    outcomes: dict[int, Found | ServiceError] = {}
+    outcomes: dict[int, Found | ServiceError | MemoryError] = {}
 
     async def run(index: int, each: Wanted) -> None:
         try:
             outcomes[index] = await work(each)
-        except ServiceError as error:
+        except (ServiceError, MemoryError) as error:
             outcomes[index] = error
 
     async with anyio.create_task_group() as group:
@@ -263,7 +263,7 @@ async def _side_by_side(
     found: list[Found] = []
     for index in range(len(wanted)):
         outcome = outcomes[index]
-        if isinstance(outcome, ServiceError):
+        if isinstance(outcome, (ServiceError, MemoryError)):
             raise outcome
         found.append(outcome)
     return found
