@@ -45,7 +45,7 @@ from inference.step import Step
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-_ENDS_BY_ITSELF = (FinishReason.STOP, FinishReason.LENGTH)
+_SAYS_HOW_LONG = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
 
 _log = structlog.get_logger()
 
@@ -334,8 +334,9 @@ class Engine:
         """A sequence has ended: its place is free; with the last one, its request is forgotten."""
         request = sequence.request
         self.gate.end(self._tickets[request])
-        if sequence.finish is not None and sequence.finish.reason in _ENDS_BY_ITSELF:
-            self.gate.learn_answer(len(sequence.output_token_ids))
+        if sequence.finish is not None and sequence.finish.reason in _SAYS_HOW_LONG:
+            is_whole = sequence.finish.reason is not FinishReason.DEADLINE
+            self.gate.learn_answer(len(sequence.output_token_ids), is_whole=is_whole)
         if not request.is_finished:
             return
         del self._requests[request.owner, request.request_id]

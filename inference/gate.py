@@ -154,10 +154,10 @@ class Gate:
         with self._lock:
             self._pace.learn_encoding(num_patches, seconds, self._clock())
 
-    def learn_answer(self, num_tokens: int) -> None:
-        """Take in the length of a sequence that ended by itself."""
+    def learn_answer(self, num_tokens: int, *, is_whole: bool) -> None:
+        """Take in the length of an answer; not whole: it would have been longer."""
         with self._lock:
-            self._pace.learn_answer(num_tokens)
+            self._pace.learn_answer(num_tokens, is_whole=is_whole)
 
     def forget_pace(self) -> None:
         """Predict nothing before something new is measured."""
@@ -216,7 +216,7 @@ class Gate:
         if seconds is None or ticket.deadline <= now or ticket.generate.is_replay:
             return 0.0  # whose time is over is ended, not refused; so is what was let in once
         if self._backlog.num_running or self._backlog.load.num_sequences:
-            seconds *= self._foresight.factor(now)
+            seconds = self._foresight.expect(seconds, now)
         return now + seconds - ticket.deadline
 
     def _predict(self, ticket: Ticket, now: float) -> float | None:

@@ -101,9 +101,14 @@ class Pace:
         self._encoding_seconds += seconds
         self._encode.learn(num_patches, seconds, now)
 
-    def learn_answer(self, num_tokens: int) -> None:
-        """Take in the length of a sequence that has ended."""
+    def learn_answer(self, num_tokens: int, *, is_whole: bool) -> None:
+        """Take in the length of a sequence that has ended; not whole: it would have been longer.
+
+        Under a load where nobody ends in time, those that were cut are all there is to learn from.
+        """
         known = self._answer_tokens
+        if not is_whole and num_tokens <= (known or 0.0):
+            return
         self._answer_tokens = (
             num_tokens if known is None else known + _WEIGHT * (num_tokens - known)
         )

@@ -212,7 +212,7 @@ def test_a_deadline_has_room_for_the_answer_too():
     door = Door()
     door.measure()
     door.gate.learn_step(num_decodes=1, num_prefill_tokens=0, num_rows=2, seconds=0.1)
-    door.gate.learn_answer(5)
+    door.gate.learn_answer(5, is_whole=True)
 
     assert code(door.ask(deadline_seconds=0.55)) is RefusalCode.DEADLINE_UNREACHABLE
     assert isinstance(door.ask(deadline_seconds=0.65), Ticket)
@@ -224,7 +224,7 @@ def test_prompts_that_come_between_the_tokens_count_for_a_deadline():
     door.gate.learn_step(num_decodes=1, num_prefill_tokens=0, num_rows=2, seconds=0.1)
     for _ in range(200):
         door.gate.learn_step(num_decodes=1, num_prefill_tokens=100, num_rows=2, seconds=1.0)
-    door.gate.learn_answer(5)
+    door.gate.learn_answer(5, is_whole=True)
     assert isinstance(door.ask(deadline_seconds=2.0), Ticket)  # nothing is in the way
 
     door.gate.begin(door.ask())

@@ -68,16 +68,29 @@ def test_long_prompts_take_as_many_steps_as_they_need(pace):
 
 def test_rows_are_free_as_answers_end(pace):
     pace.learn_step(num_decodes=4, num_prefill_tokens=0, seconds=0.1, now=0.0)
-    pace.learn_answer(20)
+    pace.learn_answer(20, is_whole=True)
 
     assert pace.answers_seconds(4, 4, now=0.0) == pytest.approx(2.0)
     assert pace.answers_seconds(1, 4, now=0.0) == pytest.approx(0.5)
     assert pace.answers_seconds(0, 4, now=0.0) == 0.0
 
 
+def test_an_answer_that_was_cut_says_how_long_they_are_at_least(pace):
+    pace.learn_step(num_decodes=4, num_prefill_tokens=0, seconds=0.1, now=0.0)
+
+    pace.learn_answer(10, is_whole=False)
+    assert pace.answers_seconds(4, 4, now=0.0) == pytest.approx(1.0)
+
+    pace.learn_answer(5, is_whole=False)
+    assert pace.answers_seconds(4, 4, now=0.0) == pytest.approx(1.0)
+
+    pace.learn_answer(5, is_whole=True)
+    assert pace.answers_seconds(4, 4, now=0.0) < 1.0
+
+
 def test_after_forgetting_nothing_is_known(pace):
     pace.learn_step(num_decodes=4, num_prefill_tokens=10, seconds=0.1, now=0.0)
-    pace.learn_answer(20)
+    pace.learn_answer(20, is_whole=True)
 
     pace.forget()
 
