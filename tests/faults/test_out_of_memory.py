@@ -3,6 +3,7 @@
 The kernel refuses what goes over a limit that is put on a living process, as a full machine would.
 """
 
+import asyncio
 import io
 import resource
 import time
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import psutil
 import pytest
-from asking import Question, native, run_with
+from asking import Question, ask_all, native
 from audit import account
 from mixture import PICTURED, mixed, wrong
 from PIL import Image, ImageDraw
@@ -25,9 +26,8 @@ def limit(process: psutil.Process, num_bytes: int) -> None:
     process.rlimit(psutil.RLIMIT_AS, (num_bytes, resource.RLIM_INFINITY))
 
 
-def free(processes: Sequence[psutil.Process], *, after_seconds: float) -> None:
-    """Lift the limit of those that live then."""
-    time.sleep(after_seconds)
+def free(processes: Sequence[psutil.Process]) -> None:
+    """Lift the limit of those that live."""
     for each in processes:
         if is_alive(each):
             limit(each, resource.RLIM_INFINITY)
@@ -62,9 +62,10 @@ def test_workers_without_memory_refuse_large_bodies_for_now_and_answer_others(se
     for worker in workers:
         limit(worker, worker.memory_info().vms + 24 * MIB)
 
-    outcomes = run_with(service.url, questions, "crammed", lambda: free(workers, after_seconds=2.0))
+    outcomes = asyncio.run(ask_all(service.url, questions, "crammed"))
 
     loses = not all(is_alive(worker) for worker in workers)
+    free(workers)
     codes = {outcome.code() for outcome in wrong(questions, outcomes)}
     assert "overloaded" in codes
     # Where no thread or process can be started, that is told as a fault.
@@ -81,7 +82,7 @@ def test_a_picture_that_takes_too_much_memory_is_refused_alone(service, at_rest)
     decoders = service.decoders()
     before = service.scrape()
 
-    outcomes = run_with(service.url, greedy + others, "greedy", lambda: None)
+    outcomes = asyncio.run(ask_all(service.url, greedy + others, "greedy"))
 
     refused, answered = outcomes[: len(greedy)], outcomes[len(greedy) :]
     assert {(outcome.status, outcome.code()) for outcome in refused} == {
@@ -95,19 +96,18 @@ def test_a_picture_that_takes_too_much_memory_is_refused_alone(service, at_rest)
 
 @pytest.mark.slow
 def test_an_engine_without_memory_for_a_step_answers_or_says_so(service, at_rest):
-    """It may die of that, and be replaced; a request that it cannot be is refused by name."""
+    """It may die of that, and be replaced; what it cannot do is refused by name."""
     questions = mixed(30, 400)
     before = service.scrape()
     engine = service.inference()
     limit(engine, 1)
 
-    outcomes = run_with(
-        service.url, questions, "starved", lambda: free([engine], after_seconds=2.0)
-    )
+    outcomes = asyncio.run(ask_all(service.url, questions, "starved"))
 
     codes = {outcome.code() for outcome in wrong(questions, outcomes)}
     assert codes <= {"gpu_out_of_memory", "overloaded"}, codes
     assert codes or not is_alive(engine)
+    free([engine])
     assert account(service, outcomes, before, prefix="starved") == []
     check_rest(service, at_rest)
 
@@ -118,7 +118,8 @@ def test_a_worker_that_comes_while_the_engine_has_no_memory_is_let_in_later(serv
     limit(engine, 1)
     service.workers()[0].kill()
 
-    free([engine], after_seconds=3.0)  # another one starts, and knocks
+    time.sleep(3.0)  # another one starts, and knocks
+    free([engine])
 
     wait_until(lambda: service.is_whole(2), explain=service.log)
     check_rest(service, at_rest)
