@@ -102,7 +102,7 @@ class Runner:
             self._attention.plan(rows),
             self._visual_rows(chunks),
         )
-        ends = last_rows([c.end - c.start for c in chunks])
+        ends = last_rows([chunk.num_tokens for chunk in chunks])
         completing = [end for end, chunk in zip(ends, chunks, strict=True) if chunk.completes]
         index = upload(torch.tensor(completing, dtype=torch.int64), self.model.device)
         return self.model.text.logits(hidden.index_select(0, index))
@@ -167,11 +167,11 @@ class Runner:
                 start, end = max(span.start, chunk.start), min(span.end, chunk.end)
                 if start >= end:
                     continue
-                key = (request.tenant, request.visions[span.vision].content_hash)
                 first = span.first_row + start - span.start
-                features.append(self._embeddings.get(key)[first : first + end - start])
+                picture = self._embeddings.get(request.embedding_key(span.vision))
+                features.append(picture[first : first + end - start])
                 rows.append(torch.arange(offset + start - chunk.start, offset + end - chunk.start))
-            offset += chunk.end - chunk.start
+            offset += chunk.num_tokens
         if not rows:
             return None
         return VisualRows(upload(torch.cat(rows), self.model.device), torch.cat(features))
@@ -190,7 +190,7 @@ def make_attention(model: Model, shape: KVShape) -> Attention[Any]:
 def _decodes(chunk: Chunk) -> bool:
     """Whether a chunk is one generated token, which stands alike on all axes and shows nothing."""
     prompt = len(chunk.sequence.request.prompt_token_ids)
-    return chunk.completes and chunk.end - chunk.start == 1 and chunk.start >= prompt
+    return chunk.completes and chunk.num_tokens == 1 and chunk.start >= prompt
 
 
 def _pixels(vision: Vision, device: torch.device) -> Tensor:

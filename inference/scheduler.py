@@ -248,13 +248,13 @@ class Scheduler:
         return end - start, patches
 
     def _encoding_cost(self, sequence: Sequence, span: VisualSpan) -> int:
-        if self._key(sequence.request, span.vision) in self.embeddings:
+        if sequence.request.embedding_key(span.vision) in self.embeddings:
             return 0
         return num_patches(sequence.request.visions[span.vision], self.layout)
 
     def _secure_features(self, step: Step, sequence: Sequence, span: VisualSpan) -> bool:
         """Pin the span's picture for this sequence, with an encoding where it is not cached."""
-        key = self._key(sequence.request, span.vision)
+        key = sequence.request.embedding_key(span.vision)
         pins = self._pins.setdefault(sequence, set())
         if key in pins:
             return True
@@ -266,7 +266,7 @@ class Scheduler:
             if not self.embeddings.has_room(num_bytes):
                 return False
             self.embeddings.reserve(key, num_bytes)
-            step.encodings.append(Encoding(key, sequence.request, span.vision))
+            step.encodings.append(Encoding(sequence.request, span.vision))
             self.waiting.charge_patches(sequence.request, patches)
         else:
             self.embedding_cache_hits += 1
@@ -278,7 +278,7 @@ class Scheduler:
     def _unpin_passed(self, sequence: Sequence) -> None:
         """Keep a pin on the next picture only: waiting for one while holding more may deadlock."""
         ahead = (s for s in sequence.request.spans if s.end > sequence.num_computed_tokens)
-        needed = {self._key(sequence.request, span.vision) for span in islice(ahead, 1)}
+        needed = {sequence.request.embedding_key(span.vision) for span in islice(ahead, 1)}
         self._unpin(sequence, self._pins.get(sequence, set()) - needed)
 
     def _unpin(self, sequence: Sequence, keys: Iterable[EmbeddingKey]) -> None:
@@ -334,9 +334,6 @@ class Scheduler:
         sequence.block_table = []
         sequence.num_computed_tokens = 0
         self._unpin(sequence, set(self._pins.get(sequence, ())))
-
-    def _key(self, request: Request, vision: int) -> EmbeddingKey:
-        return (request.tenant, request.visions[vision].content_hash)
 
 
 def _order(sequence: Sequence) -> tuple[float, float, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NewType
 
+from inference.embeddings import EmbeddingKey
 from inference.log import request_names
 from inference.protocol import Finish, SamplingParams, Vision
 from inference.spans import VisualSpan
@@ -74,6 +75,10 @@ class Request:
     def names(self) -> dict[str, str]:
         """What a log line about it calls it."""
         return request_names(self.request_id, self.traceparent)
+
+    def embedding_key(self, vision: int) -> EmbeddingKey:
+        """Under which the features of one of its pictures are kept; no two tenants share one."""
+        return (self.tenant, self.visions[vision].content_hash)
 
 
 @dataclass(slots=True, eq=False)

@@ -29,9 +29,13 @@ class Chunk:
 class Encoding:
     """A picture to encode before this step's chunks run."""
 
-    key: EmbeddingKey
     request: Request
     vision: int
+
+    @property
+    def key(self) -> EmbeddingKey:
+        """Under which its features are kept."""
+        return self.request.embedding_key(self.vision)
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class Step:
             request = chunk.sequence.request
             # Two chunks may need one picture: whichever runs first encodes it.
             keys = {
-                (request.tenant, request.visions[span.vision].content_hash)
+                request.embedding_key(span.vision)
                 for span in request.spans
                 if span.start < chunk.end and span.end > chunk.start
             }

@@ -203,10 +203,7 @@ class Trace:
             self.slots[block, index % size] = contents[index]
         for span in sequence.request.spans:
             if span.start < chunk.end and span.end > chunk.start:
-                key = (
-                    sequence.request.tenant,
-                    sequence.request.visions[span.vision].content_hash,
-                )
+                key = sequence.request.embedding_key(span.vision)
                 assert self.embeddings.get(key) == "features"
 
     def _contents(self, sequence, count):
