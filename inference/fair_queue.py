@@ -10,12 +10,11 @@ Between classes of priority the oldest sequence decides, a head start per class 
 waits, but not for ever. Plain Python over sequences; what a caller's own come to is their order.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from typing import TypeAlias
 
 from inference.recent_work import RecentWork
-from inference.sequence import Request, Sequence
+from inference.sequence import Request, Sequence, put_in_order, take_out
 
 # What work costs, in prompt tokens. A decoded token takes a row of a step of its own. Four patches
 # make a prompt token, and take the encoder about as long as that takes the decoder.
@@ -59,17 +58,13 @@ class FairQueue:
         account = sequence.request.account
         if not any(waiting == account for _, waiting in self._lines):
             self._open_account(account)
-        line = self._lines.setdefault(line_of(sequence), [])
-        insort(line, sequence, key=_order)
+        put_in_order(self._lines.setdefault(line_of(sequence), []), sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Let a sequence wait no more."""
         key = line_of(sequence)
         line = self._lines[key]
-        index = bisect_left(line, sequence.order, key=_order)
-        while line[index] is not sequence:
-            index += 1
-        del line[index]
+        take_out(line, sequence)
         if not line:
             del self._lines[key]
 
@@ -80,7 +75,7 @@ class FairQueue:
         ]
         if not heads:
             return None
-        priority = min(heads, key=_order).request.priority
+        priority = min(heads, key=lambda head: head.order).request.priority
         return min(
             (head for head in heads if head.request.priority == priority),
             key=lambda head: (self._accounts[head.request.account], head.order),
@@ -134,7 +129,3 @@ class FairQueue:
 def line_of(sequence: Sequence) -> Line:
     """Tell among whom a sequence waits."""
     return sequence.request.priority, sequence.request.account
-
-
-def _order(sequence: Sequence) -> tuple[float, float, int]:
-    return sequence.order

@@ -7,7 +7,6 @@ never preempted, and any sequence admitted at all fits the pool alone: so it end
 one is the lowest. That is why the loop cannot deadlock or starve.
 """
 
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ from inference.blocks import BlockPool
 from inference.embeddings import EmbeddingCache, EmbeddingKey
 from inference.fair_queue import FairQueue, Line, line_of
 from inference.protocol import Finish
-from inference.sequence import Request, Sequence, SequenceState
+from inference.sequence import Request, Sequence, SequenceState, put_in_order, take_out
 from inference.spans import VisualLayout, VisualSpan, num_patches
 from inference.step import Chunk, Encoding, Step
 
@@ -222,7 +221,7 @@ class Scheduler:
         self.prefix_cache_queries += len(keys)
         self.prefix_cache_hits += len(found)
         self.waiting.remove(sequence)
-        insort(self.running, sequence, key=_order)
+        put_in_order(self.running, sequence)
         self.num_admissions += 1
         sequence.turn = self.num_admissions
         sequence.move_to(SequenceState.PREFILL)
@@ -326,15 +325,8 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _stop_running(self, sequence: Sequence) -> None:
-        index = bisect_left(self.running, sequence.order, key=_order)
-        while self.running[index] is not sequence:
-            index += 1
-        del self.running[index]
+        take_out(self.running, sequence)
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = 0
         self._unpin(sequence, set(self._pins.get(sequence, ())))
-
-
-def _order(sequence: Sequence) -> tuple[float, float, int]:
-    return sequence.order

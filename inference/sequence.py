@@ -6,6 +6,7 @@ No torch: what the runner keeps per sequence (positions, sampler state) lives in
 import hashlib
 import math
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -170,6 +171,23 @@ class Sequence:
                 offsets = array("q", (span.start - start, span.first_row, span.columns))
                 digest.update(vision.content_hash + offsets.tobytes())
         return digest.digest()
+
+
+def put_in_order(line: list[Sequence], sequence: Sequence) -> None:
+    """Add a sequence to a line that is sorted by `order`."""
+    insort(line, sequence, key=_order)
+
+
+def take_out(line: list[Sequence], sequence: Sequence) -> None:
+    """Remove a sequence from a line that is sorted by `order` and has it."""
+    index = bisect_left(line, sequence.order, key=_order)
+    while line[index] is not sequence:  # others may have come at the same time
+        index += 1
+    del line[index]
+
+
+def _order(sequence: Sequence) -> tuple[float, float, int]:
+    return sequence.order
 
 
 def _root_key(tenant: str) -> bytes:
