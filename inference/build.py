@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inference.architecture import Architecture
 from inference.blocks import BlockPool
-from inference.checkpoint import model_facts, resolve_checkpoint
+from inference.checkpoint import model_facts, resolve_checkpoint, wanted_model_len
 from inference.checkpoint_json import read_architecture
 from inference.config import EngineConfig
 from inference.device import MemoryWatch, device_memory, resolve_device
@@ -134,8 +134,7 @@ def _measure(
     # Triton comes with torch's CUDA build alone.
     from inference.cuda.sizing import measured_plan
 
-    limit = architecture.text.max_position_embeddings
-    longest = min(config.max_model_len or limit, limit)
+    longest = wanted_model_len(architecture, config)
     return measured_plan(plan, model, config, facts, longest=longest)
 
 

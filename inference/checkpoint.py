@@ -90,9 +90,7 @@ def model_facts(architecture: Architecture, config: EngineConfig, path: Path) ->
         device=config.device,
         num_parameters=count_parameters(architecture),
         vocab_size=text.vocab_size,
-        max_model_len=min(
-            config.max_model_len or text.max_position_embeddings, text.max_position_embeddings
-        ),
+        max_model_len=wanted_model_len(architecture, config),
         image_token_id=architecture.image_token_id,
         video_token_id=architecture.video_token_id,
         vision_start_token_id=architecture.vision_start_token_id,
@@ -119,6 +117,12 @@ def served_name(config: EngineConfig) -> str:
 def chosen_dtype(architecture: Architecture, config: EngineConfig) -> str:
     """The type the weights are computed in: the setting, or the checkpoint's own."""
     return architecture.dtype if config.dtype == "auto" else config.dtype
+
+
+def wanted_model_len(architecture: Architecture, config: EngineConfig) -> int:
+    """The most tokens of one request: the setting, within what the checkpoint can do."""
+    limit = architecture.text.max_position_embeddings
+    return min(config.max_model_len or limit, limit)
 
 
 def picture_bounds(architecture: Architecture, config: EngineConfig) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from inference.architecture import Architecture
-from inference.checkpoint import chosen_dtype
+from inference.checkpoint import chosen_dtype, wanted_model_len
 from inference.config import EngineConfig
 from inference.device import DeviceMemory
 from inference.footprint import (
@@ -108,7 +108,7 @@ def _draft(
     room = usable - weights - working - config.embedding_cache_bytes
     num_blocks = _num_blocks(architecture, config, room, device)
     num_tokens = num_blocks * config.block_size
-    max_model_len = _wanted_model_len(architecture, config)
+    max_model_len = wanted_model_len(architecture, config)
     if config.max_model_len is None:
         max_model_len = min(max_model_len, max(num_tokens - config.block_size, 0))
     size = block_bytes(architecture, config)
@@ -138,11 +138,6 @@ def _usable(config: EngineConfig, memory: DeviceMemory, device: str) -> int:
     return min(memory.free_bytes, int(memory.total_bytes * config.gpu_memory_utilization))
 
 
-def _wanted_model_len(architecture: Architecture, config: EngineConfig) -> int:
-    limit = architecture.text.max_position_embeddings
-    return min(config.max_model_len or limit, limit)
-
-
 def _blocks_for(num_tokens: int, config: EngineConfig) -> int:
     """Blocks of a pool that holds this many tokens, the padding block included."""
     return -(-num_tokens // config.block_size) + 1
@@ -155,7 +150,7 @@ def _num_blocks(
     size = block_bytes(architecture, config)
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes // size
-    wanted = _wanted_model_len(architecture, config)
+    wanted = wanted_model_len(architecture, config)
     most = _most_tokens(architecture, config, room_bytes) // config.block_size
     if device == "cpu":
         # A request length that was asked for outweighs the default size of the pool.
