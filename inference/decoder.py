@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
-from inference.attention import Attention, Plan
+from inference.attention import Attention, KVShape, Plan
 from inference.linear import Linear
 from inference.ops import Ops
 from inference.rope import TextRotary
@@ -31,6 +31,16 @@ class TextGeometry(NamedTuple):
     def scaling(self) -> float:
         """What attention scores are multiplied by."""
         return self.head_dim**-0.5
+
+    def kv_shape(self, *, num_blocks: int, block_size: int) -> KVShape:
+        """A pool of so many blocks for this model."""
+        return KVShape(
+            num_layers=self.num_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+        )
 
 
 class DenseMlp(NamedTuple):

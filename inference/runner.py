@@ -45,18 +45,10 @@ class Runner:
         self, model: Model, *, num_blocks: int, block_size: int, embeddings: EmbeddingCache[Tensor]
     ) -> None:
         """Allocate the KV pool for a loaded model."""
-        geometry = model.text.geometry
         self.model = model
         self._embeddings = embeddings
-        shape = KVShape(
-            num_layers=geometry.num_layers,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_kv_heads=geometry.num_kv_heads,
-            head_dim=geometry.head_dim,
-        )
-        self._shape = shape
-        self._attention = make_attention(model, shape)
+        self._shape = model.text.geometry.kv_shape(num_blocks=num_blocks, block_size=block_size)
+        self._attention = make_attention(model, self._shape)
         self._graphs: DecodeGraphs | None = None
         self._placements: dict[Request, _Placement] = {}
 

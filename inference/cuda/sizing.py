@@ -9,12 +9,13 @@ import math
 import msgspec
 import torch
 
-from inference.attention import KVShape, Rows
+from inference.attention import Rows
 from inference.config import EngineConfig
-from inference.cuda.attention import MAX_GATHERED_TOKENS, CudaAttention
+from inference.cuda.attention import MAX_GATHERED_TOKENS
 from inference.memory import CUDA_OVERHEAD_BYTES, MIN_MODEL_LEN, MemoryPlan, ModelTooLarge
 from inference.model import Model
 from inference.protocol import ModelFacts
+from inference.runner import make_attention
 
 
 def measured_plan(
@@ -81,19 +82,10 @@ def resized(
 @torch.inference_mode()
 def largest_step_bytes(model: Model, config: EngineConfig, facts: ModelFacts) -> int:
     """Run the largest picture, then the largest chunk, and see what they take at their peak."""
-    geometry = model.text.geometry
     num_tokens = config.step_tokens
     num_blocks = math.ceil(num_tokens / config.block_size) + 1
-    shape = KVShape(
-        num_layers=geometry.num_layers,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        num_kv_heads=geometry.num_kv_heads,
-        head_dim=geometry.head_dim,
-    )
-    attention = CudaAttention(
-        shape, geometry.num_heads, geometry.scaling, model.dtype, model.device
-    )
+    shape = model.text.geometry.kv_shape(num_blocks=num_blocks, block_size=config.block_size)
+    attention = make_attention(model, shape)
     torch.cuda.synchronize(model.device)
     held = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)

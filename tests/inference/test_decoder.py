@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference.attention import CpuAttention, KVShape, Rows
+from inference.attention import CpuAttention, Rows
 from inference.decoder import VisualRows, last_rows
 from inference.kernels import load_kernels
 from inference.model import take_over
@@ -16,7 +16,7 @@ TOLERANCE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-4}
 
 def attention(text, kernels, dtype=torch.float32):
     g = text.geometry
-    shape = KVShape(g.num_layers, 16, 16, g.num_kv_heads, g.head_dim)
+    shape = g.kv_shape(num_blocks=16, block_size=16)
     return CpuAttention(shape, g.num_heads, g.scaling, dtype, kernels)
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from inference.architecture import Architecture
-from inference.attention import CpuAttention, KVShape, Rows
+from inference.attention import CpuAttention, Rows
 from inference.checkpoint_json import read_architecture
 from inference.config import EngineConfig
 from inference.decoder import VisualRows
@@ -104,9 +104,7 @@ def prefill_peak(model: Model, start: int) -> int:
     """The most a chunk of visual tokens holds that begins at `start`."""
     geometry = model.text.geometry
     blocks = list(range(1, 1 + CONTEXT // BLOCK_SIZE))
-    shape = KVShape(
-        geometry.num_layers, 1 + len(blocks), BLOCK_SIZE, geometry.num_kv_heads, geometry.head_dim
-    )
+    shape = geometry.kv_shape(num_blocks=1 + len(blocks), block_size=BLOCK_SIZE)
     attention = CpuAttention(
         shape, geometry.num_heads, geometry.scaling, model.dtype, model.kernels
     )

@@ -7,7 +7,6 @@ then is everything but the device.
 import pytest
 import torch
 
-from inference.attention import KVShape
 from inference.model import take_over
 
 
@@ -27,13 +26,7 @@ def make_engine(kit, model, *, captured: bool, **options):
     runner, text, limits = engine.runner, model.text, engine.limits
     text.ops = CudaOps()
     geometry = text.geometry
-    shape = KVShape(
-        num_layers=geometry.num_layers,
-        num_blocks=limits.num_blocks,
-        block_size=limits.block_size,
-        num_kv_heads=geometry.num_kv_heads,
-        head_dim=geometry.head_dim,
-    )
+    shape = geometry.kv_shape(num_blocks=limits.num_blocks, block_size=limits.block_size)
     attention = CudaAttention(
         shape, geometry.num_heads, geometry.scaling, model.dtype, model.device
     )
