@@ -7,6 +7,7 @@ products over contiguous keys.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -27,6 +28,11 @@ class Rows(NamedTuple):
     start: int
     end: int
     block_table: Sequence[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the chunk."""
+        return self.end - self.start
 
 
 class KVShape(NamedTuple):
@@ -129,15 +135,12 @@ class CpuAttention:
             for row in rows
             for index in range(row.start, row.end)
         ]
-        num_single = 0
-        while num_single < len(rows) and rows[num_single].end - rows[num_single].start == 1:
-            num_single += 1
-        singles = rows[:num_single]
+        singles, others = split_singles(rows)
         groups = [singles] if self._kernels and singles else _similar_lengths(singles)
         return AttentionPlan(
             slots=torch.tensor(slots),
             decodes=[self._group(group) for group in groups],
-            prefills=[self._prefill(row) for row in rows[num_single:]],
+            prefills=[self._prefill(row) for row in others],
         )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -213,7 +216,13 @@ class CpuAttention:
         blocks = None
         if row.start > 0:
             blocks = torch.tensor(row.block_table[: -(-row.end // self.shape.block_size)])
-        return _Prefill(row.end - row.start, row.start, blocks)
+        return _Prefill(row.num_tokens, row.start, blocks)
+
+
+def split_singles(rows: Sequence[Rows]) -> tuple[Sequence[Rows], Sequence[Rows]]:
+    """Split a step's rows into those of a single token, which come first, and the others."""
+    num_single = len(list(takewhile(lambda row: row.num_tokens == 1, rows)))
+    return rows[:num_single], rows[num_single:]
 
 
 def _fits(shape: KVShape, group_size: int) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from inference.attention import KVShape, Rows
+from inference.attention import KVShape, Rows, split_singles
 from inference.cuda import kernels
 from inference.cuda.kernels import DecodeRows
 from inference.cuda.varlen import Packing, attend_packed, boundaries, has_flash_attention
@@ -21,8 +21,6 @@ from inference.transfer import to_device
 
 # Keys and values of one layer that continued chunks may copy out of the pool at a time.
 MAX_GATHERED_TOKENS = 65536
-# Parts of one transfer begin at multiples of 16 bytes: kernels are compiled for aligned pointers.
-_ALIGNMENT = 4
 
 
 @dataclass(slots=True, frozen=True)
@@ -81,21 +79,19 @@ class CudaAttention:
 
     def plan(self, rows: Sequence[Rows]) -> CudaPlan:
         """Prepare one step; single-token rows come first."""
-        num_single = 0
-        while num_single < len(rows) and rows[num_single].end - rows[num_single].start == 1:
-            num_single += 1
+        singles, others = split_singles(rows)
         parts = [np.concatenate([self._slots(row, row.start) for row in rows])]
-        if num_single:
-            parts += decode_arrays(rows[:num_single])
-        groups = list(_groups(rows[num_single:]))
+        if singles:
+            parts += decode_arrays(singles)
+        groups = _groups(others)
         for group in groups:
             parts += self._prefill_arrays(group)
-        slots, *rest = upload(parts, self._device)
-        decodes = DecodeRows(*rest[:3]) if num_single else None
-        rest = rest[3:] if num_single else rest
+        slots, *rest = _upload_together(parts, self._device)
+        decodes = DecodeRows(*rest[:3]) if singles else None
+        rest = rest[3:] if singles else rest
         prefills: list[_PrefillGroup] = []
         for group in groups:
-            lengths = [(row.end - row.start, row.end) for row in group]
+            lengths = [(row.num_tokens, row.end) for row in group]
             longest = (max(fresh for fresh, _ in lengths), max(end for _, end in lengths))
             packing = Packing(rest[0], rest[1], *longest)
             gathered = rest[2] if _is_continued(group[0]) else None
@@ -171,7 +167,7 @@ class CudaAttention:
     def _prefill_arrays(self, group: Sequence[Rows]) -> list[NDArray[np.int32]]:
         bounds = [
             np.array(boundaries(lengths), np.int32)
-            for lengths in ([row.end - row.start for row in group], [row.end for row in group])
+            for lengths in ([row.num_tokens for row in group], [row.end for row in group])
         ]
         if not _is_continued(group[0]):
             return bounds
@@ -188,9 +184,9 @@ def decode_arrays(rows: Sequence[Rows]) -> list[NDArray[np.int32]]:
     ]
 
 
-def upload(parts: Sequence[NDArray[np.int32]], device: torch.device) -> list[Tensor]:
+def _upload_together(parts: Sequence[NDArray[np.int32]], device: torch.device) -> list[Tensor]:
     """Bring arrays to the device in one transfer, each aligned."""
-    starts = boundaries([-(-len(part) // _ALIGNMENT) * _ALIGNMENT for part in parts])
+    starts = boundaries([kernels.aligned(len(part)) for part in parts])
     packed = np.zeros(starts[-1], np.int32)
     for start, part in zip(starts, parts, strict=False):
         packed[start : start + len(part)] = part

@@ -16,16 +16,13 @@ from torch import Tensor
 from inference.attention import Attention, KVShape, Rows
 from inference.blocks import PADDING_BLOCK
 from inference.cuda.attention import CudaPlan, decode_arrays
-from inference.cuda.kernels import DecodeRows
+from inference.cuda.kernels import DecodeRows, aligned
 from inference.decoder import ExpertsMlp, TextModel
 from inference.transfer import staged
 
 Step: TypeAlias = Callable[[], None]
 # Takes a step, and gives what does the same again.
 Capture: TypeAlias = Callable[[Step], Step]
-
-# The buffers' regions begin at multiples of 16 bytes: kernels are compiled for aligned pointers.
-_ALIGNMENT = 4
 
 
 class _Inputs(NamedTuple):
@@ -60,7 +57,7 @@ class DecodeGraphs:
         self._attention = attention
         self._block_size = shape.block_size
         self._device = device
-        self._width = -(-max_num_rows // _ALIGNMENT) * _ALIGNMENT
+        self._width = aligned(max_num_rows)
         # Sequences that share blocks list them more than once; a few times over is plenty.
         capacity = 1 + 4 * shape.num_blocks
         self._buffer = torch.zeros(5 * self._width + capacity, dtype=torch.int32, device=device)

@@ -22,6 +22,8 @@ _LOG2_E = 1.4426950408889634
 # Tensor cores multiply tiles of at least sixteen rows.
 _MIN_DOT = 16
 _MIN_SPLITS, _MAX_SPLITS = 4, 64
+# Numbers of 32 bits in 16 bytes.
+_ALIGNMENT = 4
 
 
 class DecodeRows(NamedTuple):
@@ -34,6 +36,11 @@ class DecodeRows(NamedTuple):
     tables: Tensor
     starts: Tensor
     lengths: Tensor
+
+
+def aligned(length: int) -> int:
+    """The length that an array takes among others: kernels are compiled for aligned pointers."""
+    return triton.cdiv(length, _ALIGNMENT) * _ALIGNMENT
 
 
 def store(keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:

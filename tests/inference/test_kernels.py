@@ -92,8 +92,8 @@ def test_attention_over_the_pool_is_torchs(kernels, dtype, group):
         [Rows(2, 3, second), Rows(18, 19, first), Rows(41, 42, third)],
     ]
     for number, rows in enumerate(steps):
-        rows.sort(key=lambda row: (row.end - row.start > 1, row.end))
-        count = sum(row.end - row.start for row in rows)
+        rows.sort(key=lambda row: (row.num_tokens > 1, row.end))
+        count = sum(row.num_tokens for row in rows)
         q = values(count, 2 * group, 32, dtype=dtype, seed=number)
         k, v = values(2, count, 2, 32, dtype=dtype, seed=number + 10)
         for layer in (0, 1):
