@@ -281,10 +281,10 @@ def _refusal(result: TrialResult) -> RefusalCode | None:
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    return error is not None and getattr(error, "code", None) not in (
-        RefusalCode.GRAMMAR_INVALID,
-        RefusalCode.GRAMMAR_TOO_COMPLEX,
-    )
+    """Whether something other than the grammar was at fault: another trial may end otherwise."""
+    if not isinstance(error, GrammarRefusedError):
+        return error is not None
+    return error.code not in (RefusalCode.GRAMMAR_INVALID, RefusalCode.GRAMMAR_TOO_COMPLEX)
 
 
 def _refused(code: RefusalCode) -> Future[CompiledGrammar]:
