@@ -24,6 +24,10 @@ class _Point(NamedTuple):
     seconds: float
     measured_time: float
 
+    def is_forgotten(self, now: float) -> bool:
+        """It was measured too long ago to count."""
+        return now - self.measured_time > _FORGOTTEN_AFTER_SECONDS
+
 
 class Curve:
     """Seconds as a function of size, learned in classes of one power of two each."""
@@ -35,7 +39,7 @@ class Curve:
         """Take in one measurement; sizes are positive."""
         number = size.bit_length()
         known = self._points.get(number)
-        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+        if known is None or known.is_forgotten(now):
             self._points[number] = _Point(size, seconds, now)
         else:
             self._points[number] = _Point(
@@ -51,11 +55,8 @@ class Curve:
         them takes at least as long as the largest, and more is not known.
         """
         origin = _Point(0, 0.0, now)
-        fresh = [
-            point
-            for _, point in sorted(self._points.items())
-            if now - point.measured_time <= _FORGOTTEN_AFTER_SECONDS
-        ]
+        known = (point for _, point in sorted(self._points.items()))
+        fresh = [point for point in known if not point.is_forgotten(now)]
         if not fresh:
             return None
         for left, right in pairwise([origin, *fresh]):
@@ -148,9 +149,16 @@ class Pace:
             return num_tokens * self.decode_seconds(1, now)
         return num_tokens * self._token_seconds(num_decodes + 1, now)
 
+    def forget(self) -> None:
+        """Start over: what was measured so far was of another kind, as a warm-up is."""
+        self._decode, self._prefill, self._encode = Curve(), Curve(), Curve()
+        self._answer_tokens = None
+        self._token = None
+        self._encoding_seconds = 0.0
+
     def _learn_token(self, num_decodes: int, seconds: float, now: float) -> None:
         known = self._token
-        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+        if known is None or known.is_forgotten(now):
             self._token = _Point(num_decodes, seconds, now)
             return
         average = known.seconds + _WEIGHT_OF_STEP * (seconds - known.seconds)
@@ -163,16 +171,9 @@ class Pace:
         """
         alone = self.decode_seconds(num_decodes, now)
         known = self._token
-        if known is None or now - known.measured_time > _FORGOTTEN_AFTER_SECONDS:
+        if known is None or known.is_forgotten(now):
             return alone
         return max(alone, known.seconds)
-
-    def forget(self) -> None:
-        """Start over: what was measured so far was of another kind, as a warm-up is."""
-        self._decode, self._prefill, self._encode = Curve(), Curve(), Curve()
-        self._answer_tokens = None
-        self._token = None
-        self._encoding_seconds = 0.0
 
 
 def _in_steps(curve: Curve, size: int, most: int, now: float) -> float | None:
