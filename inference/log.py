@@ -23,10 +23,16 @@ LogFormat: TypeAlias = Literal["auto", "json", "console"]
 _SERVICE = "loupe"
 # What these libraries say below a warning, our own events say better.
 _QUIET_LIBRARIES = (
-    *("uvicorn", "httpx", "httpx2", "httpcore", "httpcore2", "PIL", "asyncio", "transformers"),
+    "PIL",
+    "asyncio",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
     "litestar",
+    "transformers",
+    "uvicorn",
 )
-
 
 _log = structlog.get_logger()
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from inference.sequence import Owner
 
 HEARTBEAT_SECONDS = 1.0
-_log = structlog.get_logger()
-
 # A grammar compiles on another thread; look for it this often while nothing else is to do.
 _POLL_SECONDS = 0.005
+
+_log = structlog.get_logger()
 
 
 def run_inference(
