@@ -6,7 +6,7 @@ work is done for nobody. Plain Python: seconds.
 """
 
 # What was overrun moves the margin so far towards what would have sufficed.
-_WEIGHT = 0.1
+_WEIGHT = 0.2
 # Prompts that come later will take some of the time, before any of it was seen.
 _LEAST_FACTOR = 1.5
 # Whatever it was that made a request take longer than this many times its prediction, it was not

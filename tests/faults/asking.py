@@ -204,11 +204,12 @@ def run_with(
     disturb: Callable[[], None],
     *,
     after: float = 0.0,
+    concurrency: int | None = None,
 ) -> list[Outcome]:
-    """Ask them all at once, and disturb from another thread so many seconds later."""
+    """Ask as ask_all does, and disturb from another thread so many seconds later."""
 
     async def run() -> list[Outcome]:
-        asked = asyncio.ensure_future(ask_all(url, questions, prefix))
+        asked = asyncio.ensure_future(ask_all(url, questions, prefix, concurrency=concurrency))
         await asyncio.sleep(after)
         await asyncio.to_thread(disturb)
         return await asked
