@@ -1,6 +1,6 @@
 """The engine's steps beside their matrix products alone: what everything else costs.
 
-    python tests/load/engine_steps.py [--model FOLDER] [--threads 2] [--rounds 5]
+    python tests/load/engine_steps.py [--model mid] [--threads 2] [--rounds 5]
 
 For each kind of step: the median over alternating rounds of the whole step in milliseconds, of the
 same linear layers with nothing between them, and their ratio.
@@ -10,59 +10,23 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
-from checkpoints import build
-from torch import Tensor
+from checkout import commit
+from checkpoint_folder import checkpoint_folder
+from products import text_products, vision_products
 
 from inference.attention import Rows
 from inference.build import build_engine
 from inference.config import EngineConfig
-from inference.decoder import DenseMlp, TextModel
-from inference.linear import Linear
 from inference.runner import Runner
 from inference.vision import VisionModel
 
 BLOCK_SIZE = 16
 CONTEXT = 100
-
-
-def text_products(model: TextModel, num_rows: int, num_logits: int) -> Callable[[], None]:
-    """All linear layers of a text step over the same number of rows."""
-    layers: list[Linear] = []
-    for layer in model.layers:
-        layers += [layer.qkv, layer.output]
-        if isinstance(layer.mlp, DenseMlp):
-            layers += [layer.mlp.gate_up, layer.mlp.down]
-    return _products(
-        [(linear, num_rows) for linear in layers] + [(model.head, num_logits)], model.embed
-    )
-
-
-def vision_products(model: VisionModel, num_patches: int) -> Callable[[], None]:
-    """All linear layers of a vision step over the same number of patches."""
-    work = [(model.patch_embed, num_patches)]
-    for block in model.blocks:
-        work += [(linear, num_patches) for linear in (block.qkv, block.proj, block.fc1, block.fc2)]
-    for merger in (model.merger, *model.deepstack.values()):
-        work += [(merger.fc1, num_patches // 4), (merger.fc2, num_patches // 4)]
-    return _products(work, model.pos_embed)
-
-
-def _products(work: list[tuple[Linear, int]], like: Tensor) -> Callable[[], None]:
-    inputs = [(linear, torch.randn(rows, linear.in_features).to(like)) for linear, rows in work]
-
-    def run() -> None:
-        for linear, x in inputs:
-            linear(x)
-
-    return torch.inference_mode()(run)
 
 
 def text_step(runner: Runner, lengths: list[tuple[int, int]]) -> Callable[[], None]:
@@ -112,11 +76,11 @@ def measure(step: Callable[[], None], products: Callable[[], None], rounds: int)
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model", default="mid")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    folder = options.model or build("mid", Path(tempfile.gettempdir()) / "loupe-bench" / "mid")
+    folder = checkpoint_folder(options.model)
     torch.set_num_threads(options.threads)
     engine = build_engine(EngineConfig(model=str(folder), max_model_len=8192))
     runner = engine.runner
@@ -132,13 +96,10 @@ def main() -> None:
         step = vision_step(vision, count)
         products = vision_products(vision, 256 * count)
         cases.append((f"vision, {count} x 256 patches", step, products))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     print(
         f"{folder.name}, {runner.model.dtype}, {options.threads} threads, {platform.processor()}"
         f" {os.cpu_count()} cores, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, commit {commit}, load {os.getloadavg()[0]:.1f}"
+        f" {transformers.__version__}, commit {commit()}, load {os.getloadavg()[0]:.1f}"
     )
     print("| step | ms | matrix products alone, ms | ratio |\n| --- | --- | --- | --- |")
     for name, step, products in cases:

@@ -10,15 +10,16 @@ beside its matrix products alone. Medians over rounds. `--shape tiny --device cp
 import argparse
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from checkout import commit, program_line
+from products import vision_products
 from torch import Tensor
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
@@ -254,26 +255,31 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def picture_products(model: Model, num_patches: int) -> Callable[[], None]:
-    """All linear layers of a picture's pass, with nothing between them."""
-    vision = model.vision
-    work = [(vision.patch_embed, num_patches)]
-    for block in vision.blocks:
-        work += [(linear, num_patches) for linear in (block.qkv, block.proj, block.fc1, block.fc2)]
-    joined = num_patches // vision.geometry.merge_size**2
-    for merger in (vision.merger, *vision.deepstack.values()):
-        work += [(merger.fc1, joined), (merger.fc2, joined)]
-    inputs = [
-        (linear, torch.randn(rows, linear.in_features, device=model.device).to(model.dtype))
-        for linear, rows in work
-    ]
+def median_rate(measure: Callable[[], float], rounds: int) -> float:
+    """Median of a measurement, after one that does not count."""
+    measure()
+    return statistics.median(measure() for _ in range(rounds))
 
-    @torch.inference_mode()
-    def run() -> None:
-        for linear, x in inputs:
-            linear(x)
 
-    return run
+def heading(shape: str, device: torch.device) -> str:
+    """Say what is measured, where and how."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return (
+        f"{shape}, bfloat16, {name}, torch {torch.__version__}, transformers"
+        f" {transformers.__version__}, commit {commit()}\n`{' '.join(program_line())}`\n"
+    )
+
+
+def picture_line(model: Model) -> str:
+    """Measure one picture beside its matrix products alone."""
+    pixels = torch.randint(0, 256, (1, PICTURE_SIDE, PICTURE_SIDE, 3), dtype=torch.uint8)
+    num_patches = (PICTURE_SIDE // model.vision.geometry.patch_size) ** 2
+    whole = median_seconds(lambda: model.vision.encode([pixels]), model.device, 10)
+    alone = median_seconds(vision_products(model.vision, num_patches), model.device, 10)
+    return (
+        f"picture of {PICTURE_SIDE} x {PICTURE_SIDE}: {whole * 1000:.1f} ms, its matrix products"
+        f" {alone * 1000:.1f} ms, ratio {whole / alone:.2f}"
+    )
 
 
 def main() -> None:
@@ -285,47 +291,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     device = torch.device(options.device)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    print(
-        f"{options.shape}, bfloat16, {name}, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, commit {commit}\n`{' '.join(sys.argv)}`\n"
-    )
+    print(heading(options.shape, device))
     source = build_source(options.shape, device)
     num_bytes, speed = active_bytes(source), bandwidth(device)
-    theirs = {}
-    for batch in options.batches:
-        generate_tokens_a_second(source, batch, device)
-        theirs[batch] = statistics.median(
-            generate_tokens_a_second(source, batch, device) for _ in range(options.rounds)
-        )
+    theirs = {
+        batch: median_rate(partial(generate_tokens_a_second, source, batch, device), options.rounds)
+        for batch in options.batches
+    }
     model = take_over(source)
     engine = build_engine(model, max(options.batches))
     print("| batch | engine, tokens/s | generate, tokens/s | ratio |\n| --- | --- | --- | --- |")
-    ours = {}
-    for batch in options.batches:
-        engine_tokens_a_second(engine, batch)
-        ours[batch] = statistics.median(
-            engine_tokens_a_second(engine, batch) for _ in range(options.rounds)
-        )
-        ratio = ours[batch] / theirs[batch]
-        print(f"| {batch} | {ours[batch]:.0f} | {theirs[batch]:.0f} | {ratio:.1f} |")
+    ours: dict[int, float] = {}
+    for batch, rate in theirs.items():
+        ours[batch] = median_rate(partial(engine_tokens_a_second, engine, batch), options.rounds)
+        print(f"| {batch} | {ours[batch]:.0f} | {rate:.0f} | {ours[batch] / rate:.1f} |")
     if 1 in ours:
         bound = speed / num_bytes
         print(
             f"\nbatch 1 reads {num_bytes / 1e9:.2f} GB a step; at {speed / 1e12:.2f} TB/s that is"
             f" {bound:.0f} steps/s: {100 * ours[1] / bound:.0f} % of the bound"
         )
-    pixels = torch.randint(0, 256, (1, PICTURE_SIDE, PICTURE_SIDE, 3), dtype=torch.uint8)
-    num_patches = (PICTURE_SIDE // model.vision.geometry.patch_size) ** 2
-    whole = median_seconds(lambda: model.vision.encode([pixels]), device, 10)
-    alone = median_seconds(picture_products(model, num_patches), device, 10)
-    print(
-        f"\npicture of {PICTURE_SIDE} x {PICTURE_SIDE}: {whole * 1000:.1f} ms, its matrix products"
-        f" {alone * 1000:.1f} ms, ratio {whole / alone:.2f}"
-    )
+    print(f"\n{picture_line(model)}")
 
 
 if __name__ == "__main__":
