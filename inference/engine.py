@@ -75,9 +75,9 @@ class Engine:
         self._grammars = grammars
         self._clock = clock
         self._layout = VisualLayout.of(model)
-        self.gate = Gate(limits, self._layout, is_memory_short=is_memory_short, clock=self._now)
+        self.gate = Gate(limits, self._layout, is_memory_short=is_memory_short, clock=clock)
         self._sampler = Sampler()
-        self._answers = Answers(scheduler, self._now, self._note_end)
+        self._answers = Answers(scheduler, clock, self._note_end)
         self._isolation = Isolation()
         self._requests: dict[tuple[Owner, str], Request] = {}
         self._tickets: dict[Request, Ticket] = {}
@@ -189,9 +189,6 @@ class Engine:
             num_deadlines_unreachable=refused.get(RefusalCode.DEADLINE_UNREACHABLE, 0),
             num_deadlines_exceeded=self._num_deadlines_exceeded,
         )
-
-    def _now(self) -> float:
-        return self._clock()
 
     def _enqueue_compiled(self) -> None:
         still: list[tuple[Future[CompiledGrammar], Request]] = []
@@ -347,3 +344,6 @@ class Engine:
         if self.scheduler.only is request:
             self.scheduler.only = None
         self.runner.forget(request)
+        # The two name each other: only the garbage collector would free them, and with them the
+        # pixels. It comes seldom in a process of so many objects.
+        request.sequences = []
