@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-NUMBERED = ("end_to_end/test_hostile.py", "service/http/test_hostile.py")
+NUMBERED = (
+    "end_to_end/hostile/test_bodies.py",
+    "end_to_end/hostile/test_media.py",
+    "end_to_end/hostile/test_heads.py",
+    "service/http/test_hostile.py",
+)
 
 ROWS = {
     1: "a body that is no JSON",
@@ -169,7 +174,7 @@ ELSEWHERE = {
     75: ["service/http/test_deadlines.py::test_who_is_turned_away_is_told_when_to_return"],
     76: [
         "service/http/test_native.py::test_engine_errors_have_their_status_and_say_when_to_retry",
-        "inference/test_engine.py::test_a_prefill_that_finds_no_memory_fails_alone",
+        "inference/engine/test_out_of_memory.py::test_a_prefill_that_finds_no_memory_fails_alone",
     ],
     77: [
         "end_to_end/test_faults.py::test_requests_under_way_outlive_a_killed_engine",
@@ -195,9 +200,9 @@ ELSEWHERE = {
 LESSONS = {
     "frames are never unpickled": "test_architecture.py::test_nothing_is_unpickled",
     "any bytes on the wire are messages or errors":
-        "inference/test_mailbox.py::test_a_hundred_thousand_mutilated_frames_are_messages_or_errors",
+        "inference/test_frames.py::test_a_hundred_thousand_mutilated_frames_are_messages_or_errors",
     "sizes of pictures are checked on both sides":
-        "inference/test_engine.py::test_a_picture_whose_size_does_not_match_is_refused",
+        "inference/engine/test_refusals.py::test_a_picture_whose_size_does_not_match_is_refused",
     "a library's message reaches no client":
         "service/media/test_decode.py::test_a_refusal_carries_no_library_text",
     "formats are told by bytes from a short list":

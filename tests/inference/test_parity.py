@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 
+from inference.model import take_over
+
 NAMES = [
     "one token",
     "text",
@@ -111,16 +113,7 @@ def test_a_continuation_behind_delivered_tokens_is_the_uninterrupted_one(
 def test_logits_are_close_step_by_step(kit, models, sources, cases, expected, kind, name):
     """Teacher-forced: catches drifts that an argmax hides."""
     request, tokens = cases[name], expected[kind][name]
-    source = sources[kind]
-    inputs = kit.model_inputs(source, request)
-    extra = torch.tensor([tokens[:-1]])
-    inputs["input_ids"] = torch.cat((inputs["input_ids"], extra), dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    types = inputs["mm_token_type_ids"]
-    inputs["mm_token_type_ids"] = torch.cat((types, torch.zeros_like(extra, dtype=types.dtype)), 1)
-    source.model.rope_deltas = None
-    with torch.no_grad():
-        reference = source(**inputs).logits[0, len(request.prompt_token_ids) - 1 :]
+    reference = kit.forced_logits(sources[kind], request, tokens)
     engine = kit.make_engine(models[kind])
     seen: list[torch.Tensor] = []
     execute = engine.runner.execute
@@ -130,3 +123,40 @@ def test_logits_are_close_step_by_step(kit, models, sources, cases, expected, ki
     kit.run(engine)
 
     torch.testing.assert_close(torch.cat(seen), reference, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_our_kernels_the_tokens_are_the_same(kit, cases, expected, monkeypatch, kind):
+    monkeypatch.setattr("inference.model.load_kernels", lambda dtype: None)
+    engine = kit.make_engine(take_over(kit.build_source(kind)), max_num_batched_tokens=33)
+    for name in cases:
+        engine.add(kit.owner, kit.generate(cases[name], name))
+
+    answers = kit.run(engine)
+
+    assert {name: answers.token_ids[name, 0] for name in cases} == expected[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_logits_stay_near_the_exact_ones(kit, sources, cases, expected, kind):
+    """Teacher-forced, chunked, over the paged pool; not beyond what bf16 costs transformers."""
+    request, tokens = cases["picture and video"], expected[kind]["picture and video"]
+    exact = kit.forced_logits(sources[kind], request, tokens)
+    theirs = kit.build_source(kind, torch.bfloat16)
+    rounded = kit.forced_logits(theirs, request, tokens)
+    engine = kit.make_engine(take_over(theirs), max_num_batched_tokens=11)
+    seen = []
+    execute = engine.runner.execute
+
+    def forced(chunks):
+        logits = execute(chunks).clone()
+        if len(logits):
+            seen.append(logits.float().clone())
+            logits[:, tokens[len(seen) - 1]] = 1e4
+        return logits
+
+    engine.runner.execute = forced
+    engine.add(kit.owner, kit.generate(request))
+
+    assert kit.run(engine).token_ids["r", 0] == tokens
+    assert (torch.cat(seen) - exact).norm() < 1.5 * (rounded - exact).norm()
