@@ -162,10 +162,6 @@ def is_idle(message):
     return isinstance(message, Stats) and not message.num_running + message.num_waiting
 
 
-def is_busy(message):
-    return isinstance(message, Stats) and message.num_running > 0
-
-
 def test_a_start_is_reported_and_the_beat_goes_on(inference):
     assert any(isinstance(report, Progress) for report in inference.reports)
 
