@@ -9,11 +9,12 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from inference.backlog import Backlog, Load, Ticket
 from inference.foresight import Foresight
+from inference.ledger import Slab, private_slab
 from inference.pace import Pace
 from inference.protocol import Generate, Limits, RefusalCode, Refused
 from inference.quota import Quota
@@ -29,8 +30,8 @@ _NO_QUOTA = Quota()
 class _Account:
     """What is counted of one account. num_requests: let in and not ended."""
 
+    meter: QuotaMeter
     num_requests: int = 0
-    meter: QuotaMeter = field(default_factory=QuotaMeter)
 
 
 class GateFigures(NamedTuple):
@@ -70,9 +71,17 @@ class Gate:
         self._backlog = Backlog(limits, self._pace)
         self._foresight = Foresight()
         self._accounts: dict[str, _Account] = {}
+        self._slab = private_slab()
         self._num_refused: Counter[RefusalCode] = Counter()
         self._is_draining = False
         self.num_displaced = 0
+
+    def keep_quotas_in(self, slab: Slab) -> None:
+        """Have what callers have used outlive this process; before anybody asks.
+
+        slab: to which no other thread adds a series from now on.
+        """
+        self._slab = slab
 
     def admit(self, generate: Generate) -> Ticket | Refused:
         """Let a request in or turn it away, at once."""
@@ -80,7 +89,7 @@ class Gate:
         with self._lock:
             now = self._clock()
             ticket = self._write_ticket(generate, now)
-            account = self._accounts.setdefault(ticket.account, _Account())
+            account = self._account(ticket.account)
             refused = self._judge(ticket, account, now, is_memory_short=is_memory_short)
             if refused is not None:
                 self._num_refused[refused.code] += 1
@@ -230,6 +239,11 @@ class Gate:
             return
         now = self._clock()
         self._foresight.learn(ticket.predicted_seconds, now - ticket.arrival_time, now)
+
+    def _account(self, name: str) -> _Account:
+        if name not in self._accounts:
+            self._accounts[name] = _Account(QuotaMeter(name, self._slab))
+        return self._accounts[name]
 
     def _forget_if_idle(self, name: str) -> None:
         account = self._accounts[name]

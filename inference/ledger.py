@@ -75,6 +75,11 @@ class Counter:
         self._cells = cells
         self._place = place
 
+    @property
+    def value(self) -> float:
+        """What was counted so far, by earlier writers as well."""
+        return self._cells[self._place]
+
     def add(self, amount: float = 1.0) -> None:
         """Count."""
         self._cells[self._place] += amount

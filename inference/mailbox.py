@@ -22,7 +22,14 @@ import structlog
 
 from inference.backlog import Ticket
 from inference.frames import MAX_FRAME_BYTES, FrameError, decode_worker_message, encode
-from inference.protocol import EngineMessage, Generate, Ready, Refused, WorkerMessage
+from inference.protocol import (
+    EngineMessage,
+    Generate,
+    Ready,
+    RefusalCode,
+    Refused,
+    WorkerMessage,
+)
 from inference.sequence import Owner
 
 # Frames a worker may be behind, about as many steps. Deltas are small: this bounds memory only.
@@ -185,7 +192,11 @@ class Mailbox:
         """Put a message into the inbox, unless the gate refuses what it asks."""
         letter: WorkerMessage | Ticket = message
         if self._admit is not None and isinstance(message, Generate):
-            admitted = self._admit(message)
+            try:
+                admitted = self._admit(message)
+            except Exception:  # noqa: BLE001 - its sender would send it again, connection by connection
+                _log.exception("a request cannot be judged")
+                admitted = Refused(request_id=message.request_id, code=RefusalCode.INTERNAL)
             if isinstance(admitted, Refused):
                 self.send(owner, admitted)
                 return
@@ -193,8 +204,8 @@ class Mailbox:
         self._inbox.put((owner, letter))
 
     def _join(self, owner: Owner, connection: Connection) -> None:
+        peer = _Peer(connection)  # starts a thread, which may take for ever
         with self._lock:
-            peer = _Peer(connection)
             if self._greeting is not None:
                 peer.post(encode(self._greeting))
             self._peers[owner] = peer  # only now: a broadcast must not come before the greeting

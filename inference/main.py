@@ -48,7 +48,8 @@ def run_inference(
 ) -> None:
     """Serve web workers at `address` until told to stop; the spawned child's entry.
 
-    place: in the ledger, for what is counted here; None counts for nobody.
+    place: in the ledger, for what is counted here and what callers have used of their quotas; None
+        counts for nobody.
 
     Returns when stopped or when the start failed for a reason that a restart would not mend; any
     other fault ends the process with a traceback.
@@ -69,6 +70,9 @@ def run_inference(
         except (CheckpointError, DeviceError, ModelTooLarge) as error:
             supervisor.tell(StartFailed(message=str(error)))
             return
+    slab = Slab(place) if place else private_slab()
+    metrics = EngineMetrics(slab)
+    engine.gate.keep_quotas_in(slab)
     mailbox.greet(
         Ready(
             protocol_version=PROTOCOL_VERSION,
@@ -79,7 +83,7 @@ def run_inference(
         engine.gate.admit,
     )
     supervisor.tell(Started())
-    _serve(engine, mailbox, supervisor, EngineMetrics(Slab(place) if place else private_slab()))
+    _serve(engine, mailbox, supervisor, metrics)
     mailbox.close()
     engine.close()
 

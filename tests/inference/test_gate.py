@@ -3,13 +3,13 @@
 import threading
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.backlog import Ticket
 from inference.gate import Gate
+from inference.ledger import Ledger, Slab
 from inference.protocol import Generate, Limits, RefusalCode, Refused, SamplingParams, Vision
 from inference.quota import Quota
 from inference.spans import VisualLayout
@@ -337,6 +337,44 @@ def test_a_replay_pays_nothing_and_is_over_no_quota():
     assert isinstance(door.ask("key", quota=quota, is_replay=True), Ticket)
 
 
+@pytest.mark.parametrize(
+    ("quota", "kind"),
+    [
+        pytest.param(Quota(requests_per_minute=2), "requests", id="requests"),
+        pytest.param(Quota(tokens_per_minute=20), "tokens", id="tokens"),
+    ],
+)
+def test_the_next_engine_goes_on_with_what_was_used(quota, kind):
+    place = Ledger(1).lease()
+    first, second = Door(), Door()
+    first.gate.keep_quotas_in(Slab(place))
+    for _ in range(2):
+        assert isinstance(first.ask("key", quota=quota), Ticket)
+
+    second.gate.keep_quotas_in(Slab(place))
+    refused = second.ask("key", quota=quota)
+    other = second.ask("other", quota=quota)
+    second.clock.now += 30
+    later = second.ask("key", quota=quota)
+
+    assert (refused.code, refused.quota) == (RefusalCode.RATE_LIMITED, kind)
+    assert refused.retry_after_seconds == pytest.approx(30)
+    assert isinstance(other, Ticket)
+    assert isinstance(later, Ticket)
+
+
+def test_a_minute_s_worth_comes_at_once_whatever_the_number():
+    """Sums of times are not exact."""
+    for per_minute in range(1, 100):
+        door = Door()
+        door.clock.now = 1_234_567.8
+        for _ in range(per_minute):
+            door.gate.end(door.ask("key", quota=Quota(requests_per_minute=per_minute)))
+
+        assert code(door.ask("key", quota=Quota(requests_per_minute=per_minute))) is not None
+        assert door.gate.figures().num_refused[RefusalCode.RATE_LIMITED] == 1
+
+
 def test_a_quota_that_changes_holds_from_the_next_request_on():
     door = Door()
     for _ in range(5):
@@ -429,18 +467,3 @@ def test_threads_that_ask_together_get_no_more_places_than_there_are():
 
     assert sum(not ticket.is_displaced for ticket in let_in) == 20
     assert door.gate.figures().num_refused == {RefusalCode.OVERLOADED: 180}
-
-
-def test_a_quota_survives_the_wire():
-    from inference.frames import decode_worker_message, encode
-
-    message = Generate(
-        request_id="r",
-        prompt_token_ids=[1],
-        sampling=SamplingParams(max_tokens=1),
-        caller="key",
-        quota=Quota(tokens_per_minute=5),
-        deadline_seconds=1.5,
-    )
-
-    assert decode_worker_message(encode(message)) == msgspec.structs.replace(message)
