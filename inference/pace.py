@@ -11,6 +11,9 @@ from typing import NamedTuple
 # A step counts this much against those of its size before it.
 _WEIGHT = 0.2
 _FORGOTTEN_AFTER_SECONDS = 60.0
+# Nor for more than so many times as long as those: a machine that stood still for a while would
+# otherwise turn everybody away afterwards. Steps that have become slower are soon believed.
+_MOST_FACTOR = 4.0
 # The same for the time from token to token: about as many steps as an answer takes.
 _WEIGHT_OF_STEP = 0.03
 # Of a mixed step, for its prompts: one step may be quicker than such steps are on average.
@@ -28,6 +31,11 @@ class _Point(NamedTuple):
         """It was measured too long ago to count."""
         return now - self.measured_time > _FORGOTTEN_AFTER_SECONDS
 
+    def towards(self, seconds: float, weight: float) -> float:
+        """Its seconds after one more measurement."""
+        believed = min(seconds, _MOST_FACTOR * self.seconds or seconds)
+        return self.seconds + weight * (believed - self.seconds)
+
 
 class Curve:
     """Seconds as a function of size, learned in classes of one power of two each."""
@@ -44,7 +52,7 @@ class Curve:
         else:
             self._points[number] = _Point(
                 known.size + _WEIGHT * (size - known.size),
-                known.seconds + _WEIGHT * (seconds - known.seconds),
+                known.towards(seconds, _WEIGHT),
                 now,
             )
 
@@ -161,8 +169,7 @@ class Pace:
         if known is None or known.is_forgotten(now):
             self._token = _Point(num_decodes, seconds, now)
             return
-        average = known.seconds + _WEIGHT_OF_STEP * (seconds - known.seconds)
-        self._token = _Point(num_decodes, average, now)
+        self._token = _Point(num_decodes, known.towards(seconds, _WEIGHT_OF_STEP), now)
 
     def _token_seconds(self, num_decodes: int, now: float) -> float:
         """Seconds from token to token: of late, with the prompts of others in between.

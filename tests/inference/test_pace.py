@@ -39,6 +39,25 @@ def test_one_odd_step_does_not_turn_a_prediction_over():
     assert 0.1 < seconds < 0.4
 
 
+def test_a_step_in_which_the_machine_stood_still_keeps_nobody_away(pace):
+    for _ in range(20):
+        pace.learn_step(num_decodes=1, num_prefill_tokens=0, seconds=0.01, now=0.0)
+    pace.learn_step(num_decodes=1, num_prefill_tokens=0, seconds=30.0, now=30.0)
+
+    assert pace.decode_seconds(1, now=30.0) < 0.02
+    pace.learn_answer(100, is_whole=True)
+    assert pace.answer_seconds(100, 1, now=30.0) < 2.0
+
+
+def test_steps_that_have_become_slower_are_soon_believed():
+    curve = Curve()
+    curve.learn(64, 0.01, now=0.0)
+    for _ in range(25):
+        curve.learn(64, 1.0, now=0.0)
+
+    assert curve.predict(64, now=0.0) == pytest.approx(1.0, rel=0.1)
+
+
 def test_what_was_measured_long_ago_is_forgotten():
     """Else a figure that refuses all work would stay for ever."""
     curve = Curve()
