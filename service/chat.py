@@ -51,6 +51,10 @@ class ConnectedEngine(Engine, Protocol):
         """Whether new requests are taken."""
         ...
 
+    def knows(self, request_id: str) -> bool:
+        """Whether an id is a request's that has not ended, or not quite."""
+        ...
+
     async def wait_ready(self) -> None:
         """Wait until an engine is warm and connected."""
         ...
@@ -167,7 +171,7 @@ class Chat:
 
     def take_id(self, request_id: str) -> str:
         """Make the engine's id of a request: the client's own, unless that is in flight."""
-        if request_id in self._ids_in_flight:
+        if request_id in self._ids_in_flight or self.engine.knows(request_id):
             request_id = f"{request_id}-{uuid4().hex}"
         self._ids_in_flight.add(request_id)
         return request_id

@@ -13,10 +13,10 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Self, assert_never
 
-import msgspec
 import structlog
 from anyio import CancelScope, to_thread
 
+from inference.frames import MAX_FRAME_BYTES
 from inference.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -32,30 +32,17 @@ from inference.protocol import (
     Refused,
     Stats,
 )
-from service.engine.engine_link import EngineLink, Line, Listener
+from service.engine.engine_link import EngineLink, Line, Listener, frame_bytes
 from service.engine.engine_request import EngineRequest, ProtocolViolation
 from service.engine.refusals import RETRY_AFTER_SECONDS, error_of_refusal
-from service.errors import EngineUnavailable, Overloaded, RequestInvalid, ServiceError
+from service.engine.replay_policy import ReplayPolicy
+from service.errors import EngineUnavailable, Overloaded, RequestInvalid, ServiceError, TooLarge
 from service.metrics.worker_metrics import WorkerMetrics
 
+# The rest of a frame is for what is not counted: sampling, a grammar, names.
+_MAX_REQUEST_BYTES = MAX_FRAME_BYTES - 16 * 1024 * 1024
+
 _log = structlog.get_logger()
-
-
-class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an unfinished request outlives engines.
-
-    max_losses: engines a request may lose before it is a suspect, which the engine runs alone; 0
-        is off: a loss fails it.
-    max_losses_alone: engines a suspect may lose while nothing else runs; then it is the cause, and
-        fails. More than one, because an engine can also be killed from outside.
-    max_wait_seconds: for the next engine; then whatever waits fails.
-    max_waiting: requests, kept and new, beyond which new ones are refused while there is none.
-    """
-
-    max_losses: int = 2
-    max_losses_alone: int = 2
-    max_wait_seconds: float = 120.0
-    max_waiting: int = 64
 
 
 class EngineClient:
@@ -78,8 +65,11 @@ class EngineClient:
         self._replay = replay
         self._metrics = metrics or WorkerMetrics()
         self._requests: dict[str, EngineRequest] = {}
+        # Cancelled requests on which the engine's last words are to come, and for which sequences.
+        self._leaving: dict[str, set[int]] = {}
         self._line: Line | None = None
         self._ready = asyncio.Event()
+        self._mistrusted: Line | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._end_of_all: tuple[str, str] | None = None
         self.has_failed = False
@@ -123,6 +113,13 @@ class EngineClient:
         """Count the requests that have not ended."""
         return len(self._requests)
 
+    def knows(self, request_id: str) -> bool:
+        """Tell whether an id is a request's, here or still in the engine; no other may have it.
+
+        What the engine says of a request that was cancelled would be taken for the next one's.
+        """
+        return request_id in self._requests or request_id in self._leaving
+
     async def wait_ready(self) -> None:
         """Wait until an engine is warm and connected.
 
@@ -153,13 +150,18 @@ class EngineClient:
 
     def cancel(self, request_id: str) -> None:
         """End a request early; safe to call at any time, any number of times."""
-        if (record := self._requests.get(request_id)) is not None:
-            self._end(record)
+        if request_id in self._requests:
+            self._end(self._requests[request_id])
 
     def _register(self, request: Generate) -> EngineRequest:
         if self._line is None and not self._can_wait():
             raise self._absence()
-        if request.request_id in self._requests:
+        if frame_bytes(request) > _MAX_REQUEST_BYTES:
+            # The engine would hang up on it, and again on every new connection.
+            raise TooLarge(
+                "media_budget_exceeded", "The request's pictures are too large together."
+            )
+        if self.knows(request.request_id):
             raise RequestInvalid(
                 "duplicate_request_id", "A request of this id is running.", param="request_id"
             )
@@ -168,7 +170,7 @@ class EngineClient:
         self._requests[request.request_id] = record
         if self._line is None:
             return record  # it goes out with the others as soon as the engine is back
-        if not self._line.post(record.message()):
+        if not self._line.post(record.message(), bounded=not request.is_replay):
             del self._requests[request.request_id]
             raise Overloaded(RETRY_AFTER_SECONDS)
         record.is_aboard = True
@@ -187,6 +189,7 @@ class EngineClient:
             return
         if record.is_aboard and self._line is not None:
             self._line.post(Cancel(request_id=record.request_id), bounded=False)
+            self._leaving[record.request_id] = record.open_indices
         record.cancel()
         self._forget(record)
 
@@ -202,6 +205,8 @@ class EngineClient:
             self._fail(record, EngineUnavailable(code, message))
 
     def _received(self, line: Line, message: EngineMessage) -> None:
+        if line is self._mistrusted:
+            return  # what it still says may have a gap; the next line goes on where it was left
         match message:
             case Ready():
                 self._greet(line, message)
@@ -219,7 +224,7 @@ class EngineClient:
     def _greet(self, line: Line, ready: Ready) -> None:
         if ready.protocol_version != PROTOCOL_VERSION:
             _log.error("engine_protocol_unknown", version=ready.protocol_version)
-            line.drop()
+            self._mistrust(line)
             return
         _log.info("engine_connected", engine_id=ready.engine_id, replayed=len(self._requests))
         self.model = ready.model
@@ -234,6 +239,7 @@ class EngineClient:
             record = self._requests.get(delta.request_id)
             if record is None:  # cancelled while this was under way
                 self._metrics.heard_late(delta)
+                self._note_late(delta)
                 continue
             try:
                 record.add(delta)
@@ -243,16 +249,27 @@ class EngineClient:
                     request_id=delta.request_id,
                     reason=str(violation),
                 )
-                line.drop()
+                self._mistrust(line)
                 return
             if record.has_ended:
                 self._forget(record)
 
+    def _note_late(self, delta: Delta) -> None:
+        if delta.finish is not None and (indices := self._leaving.get(delta.request_id)):
+            indices.discard(delta.index)
+            if not indices:
+                del self._leaving[delta.request_id]
+
+    def _mistrust(self, line: Line) -> None:
+        self._mistrusted = line
+        line.drop()
+
     def _refuse(self, refused: Refused) -> None:
         record = self._requests.get(refused.request_id)
         if record is None:
+            self._leaving.pop(refused.request_id, None)
             return
-        if refused.code == RefusalCode.OVERLOADED and record.num_losses > 0:
+        if refused.code == RefusalCode.OVERLOADED and record.was_admitted:
             # It was admitted once; an engine that gets everything at once takes it a little later.
             record.is_aboard = False
             delay = refused.retry_after_seconds or RETRY_AFTER_SECONDS
@@ -268,14 +285,16 @@ class EngineClient:
             return  # it was never ready, or this client is closing
         self._line = None
         self._ready.clear()
+        self._leaving.clear()
         _log.warning("engine_lost", unfinished=len(self._requests))
         for record in list(self._requests.values()):
             self._outlive(record)
-        self._expiry = self._loop.call_later(
-            self._replay.max_wait_seconds,
-            self._fail_all,
-            "engine_lost",
-            "The engine was lost under this request and did not return in time.",
+        self._expiry = self._loop.call_later(self._replay.max_wait_seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None  # whoever comes from now on would wait in vain, too
+        self._fail_all(
+            "engine_lost", "The engine was lost under this request and did not return in time."
         )
 
     def _note_isolation(self, isolated: Isolated) -> None:

@@ -43,11 +43,13 @@ class Line:
         """Queue a message for the writer; never blocks.
 
         Returns:
-            False when a bounded message finds more than MAX_UNSENT_BYTES waiting.
+            False when a bounded message does not fit into MAX_UNSENT_BYTES with what waits; one
+            that is larger by itself has to be the only one.
         """
-        size = _size(message)
+        size = frame_bytes(message)
         with self._lock:
-            if bounded and self._num_unsent_bytes + size > MAX_UNSENT_BYTES:
+            num_bytes = self._num_unsent_bytes
+            if bounded and num_bytes and num_bytes + size > MAX_UNSENT_BYTES:
                 return False
             self._num_unsent_bytes += size
         self._unsent.put(message)
@@ -73,7 +75,7 @@ class Line:
             while (message := self._unsent.get()) is not None:
                 self._connection.send_bytes(encode(message))
                 with self._lock:
-                    self._num_unsent_bytes -= _size(message)
+                    self._num_unsent_bytes -= frame_bytes(message)
         except OSError:
             pass  # lost; the reader sees the same and reports it
         except Exception:  # noqa: BLE001 - a thread must not end unseen
@@ -86,6 +88,10 @@ class Line:
         self.drop()
         self._unsent.put(None)
         writer.join()
+        self.release()
+
+    def release(self) -> None:
+        """Free what a line without a writer holds."""
         self._socket.close()
         self._connection.close()
 
@@ -137,19 +143,30 @@ class EngineLink:
         while not self._closing.wait(retry_seconds):
             retry_seconds = min(retry_seconds * 2, LAST_RETRY_SECONDS)
             try:
-                connection = Client(self._address, family="AF_UNIX", authkey=self._authkey)
+                line, writer = self._connect()
             except AuthenticationError:
                 _log.error("engine_refused_key")
             except (OSError, EOFError):
                 pass  # not there yet, or gone again
+            except (RuntimeError, MemoryError) as error:
+                # Out of threads for a while, as out of descriptors above.
+                _log.error("engine_line_not_kept", kind=type(error).__name__)
             else:
-                if self._converse(Line(connection)):
+                if self._converse(line, writer):
                     retry_seconds = FIRST_RETRY_SECONDS
 
-    def _converse(self, line: Line) -> bool:
-        """Read until the line is lost; tell whether the engine became ready on it."""
+    def _connect(self) -> tuple[Line, Thread]:
+        line = Line(Client(self._address, family="AF_UNIX", authkey=self._authkey))
         writer = Thread(target=line.write, name="engine-writer", daemon=True)
-        writer.start()
+        try:
+            writer.start()
+        except (RuntimeError, MemoryError):
+            line.release()
+            raise
+        return line, writer
+
+    def _converse(self, line: Line, writer: Thread) -> bool:
+        """Read until the line is lost; tell whether the engine became ready on it."""
         self._line = line
         was_ready = False
         try:
@@ -169,8 +186,8 @@ class EngineLink:
         return was_ready
 
 
-def _size(message: WorkerMessage) -> int:
-    """Estimate a message's frame; exact enough to bound the memory of a queue."""
+def frame_bytes(message: WorkerMessage) -> int:
+    """Estimate a message's frame: what can make it large, which is pixels and tokens."""
     if not isinstance(message, Generate):
         return 0
     num_pixel_bytes = sum(vision.pixels.nbytes for vision in message.visions)

@@ -46,9 +46,19 @@ class EngineRequest:
         self._taker: asyncio.Future[None] | None = None
 
     @property
+    def open_indices(self) -> set[int]:
+        """The sequences that have not ended."""
+        return set(self._open)
+
+    @property
     def has_ended(self) -> bool:
         """Tell whether nothing more can come."""
         return not self._open or self._error is not None
+
+    @property
+    def was_admitted(self) -> bool:
+        """Tell whether an engine had taken it that is lost, from this worker or from another."""
+        return self.num_losses > 0 or self._request.is_replay
 
     @property
     def is_over(self) -> bool:

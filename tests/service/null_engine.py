@@ -168,11 +168,24 @@ class Conversation:
                     self._sort(message)
                     self._isolate()
                 case Cancel():
-                    self.told.pop(message.request_id, None)
+                    self._end(self.told.pop(message.request_id, None))
                     for held in (self.suspects, self.held):
                         held[:] = [r for r in held if r.request_id != message.request_id]
                     self._isolate()
                     self.connection.send_bytes(encode(Stats(num_running=len(self.told))))
+
+    def _end(self, told: Told | None) -> None:
+        if told is None:
+            return
+        deltas = [
+            Delta(
+                request_id=told.request.request_id,
+                index=sequence.index,
+                finish=Finish(reason=FinishReason.CANCELLED, num_output_tokens=sequence.num_told),
+            )
+            for sequence in told.open
+        ]
+        self.connection.send_bytes(encode(Outputs(deltas=deltas)))
 
     def _sort(self, request: Generate) -> None:
         if request.is_suspect:
@@ -215,14 +228,22 @@ class Conversation:
 
     def _step(self) -> None:
         deltas: list[Delta] = []
+        strays: list[Told] = []
         for told in self.told.values():
-            if told.script.fault != "refuse" and told.is_at_fault(self.num_before):
+            if told.script.fault == "violate" and told.is_at_fault(self.num_before):
+                strays.append(told)
+            elif told.script.fault != "refuse" and told.is_at_fault(self.num_before):
                 self._fail(told)
             else:
                 deltas.extend(told.step(self.num_before))
         self.told = {request_id: told for request_id, told in self.told.items() if told.open}
+        for told in strays:
+            told.script = msgspec.structs.replace(told.script, fault="none")
+            deltas.insert(0, Delta(request_id=told.request.request_id, index=99, token_ids=[1]))
         if deltas:
             self.connection.send_bytes(encode(Outputs(deltas=deltas)))
+        if strays:
+            self._step()  # what follows at once is without fault
 
     def _fail(self, told: Told) -> None:
         match told.script.fault:
@@ -232,9 +253,6 @@ class Conversation:
                 self.connection.send_bytes(b"\xc1 no message")
             case "hang_up":
                 self.connection.close()
-            case "violate":
-                stray = Delta(request_id=told.request.request_id, index=99, token_ids=[1])
-                self.connection.send_bytes(encode(Outputs(deltas=[stray])))
             case _:
                 time.sleep(0.001)  # stalls
 

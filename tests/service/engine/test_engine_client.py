@@ -1,16 +1,19 @@
 """The worker's end of the wire against an engine in a process of its own that misbehaves."""
 
+import mmap
 import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from threading import Thread
 
 import anyio
 import msgspec
 import pytest
 
 import service.engine.engine_link
+from inference.frames import MAX_FRAME_BYTES
 from inference.protocol import (
     Delta,
     FinishReason,
@@ -20,8 +23,9 @@ from inference.protocol import (
     Stats,
     Vision,
 )
-from service.engine.engine_client import EngineClient, ReplayPolicy
+from service.engine.engine_client import EngineClient
 from service.engine.engine_request import EngineRequest
+from service.engine.replay_policy import ReplayPolicy
 from service.errors import ContextLengthExceeded, EngineUnavailable, ServiceError
 
 # What the scripted engine says: token k of sequence i.
@@ -234,6 +238,43 @@ async def test_cancel_ends_the_request_here_and_in_the_engine(engine):
     assert outcome.finishes == [(0, FinishReason.CANCELLED, 3), (1, FinishReason.CANCELLED, 3)]
 
 
+@pytest.mark.parametrize("fault", ["none", "refuse"])
+async def test_an_id_is_free_only_once_the_engine_has_said_its_last_of_it(engine, fault: str):
+    """What it says late, of a request that was cancelled, is never the next one's."""
+    async with connected(engine) as client:
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        first = request(max_tokens=10**6, num_sequences=2, script={"fault": fault})
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume, client, first)
+            await until(lambda: client.num_unfinished == 1)
+            client.cancel("r")
+        early = await consume(client, request())
+        known = client.knows("r")
+        os.kill(engine.process.pid, signal.SIGCONT)
+        await until(lambda: not client.knows("r"))
+        later = await consume(client, request())
+
+    assert known
+    assert early.errors == ["duplicate_request_id"]
+    assert later.token_ids == {0: said(0, 20)}
+    assert later.finishes == [(0, FinishReason.LENGTH, 20)]
+
+
+async def test_an_id_is_free_when_the_engine_is_lost(null_engine):
+    engine = null_engine()
+    async with connected(engine) as client:
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume, client, request())
+            await until(lambda: client.num_unfinished == 1)
+            client.cancel("r")
+        engine.kill()
+        await until(lambda: not client.knows("r"))
+        later = await consume(client, request())
+
+    assert later.token_ids == {0: said(0, 20)}
+
+
 async def test_a_consumer_that_leaves_cancels_in_the_engine(engine):
     async with connected(engine) as client:
         generated = client.generate(request(max_tokens=10**6))
@@ -412,8 +453,63 @@ async def test_an_engine_that_does_not_return_in_time_fails_what_waits(null_engi
 
     async with connected(engine, max_wait_seconds=0.1) as client:
         outcome = await consume(client, request(script={"fault": "die", "fault_after": 3}))
+        later = await consume(client, request("later"))
 
     assert outcome.errors == ["engine_lost"]
+    assert later.errors == ["engine_restarting"]
+
+
+async def test_what_another_worker_began_is_not_refused_by_a_full_engine(engine):
+    begun = msgspec.structs.replace(
+        request(script={"fault": "refuse"}), output_prefixes=[said(0, 3)], is_replay=True
+    )
+
+    async with connected(engine) as client:
+        outcome = await consume(client, begun)
+
+    assert outcome.errors == []
+    assert said(0, 3) + outcome.token_ids[0] == said(0, 20)
+
+
+async def test_a_request_larger_than_what_may_wait_is_sent_alone(engine, monkeypatch):
+    monkeypatch.setattr(service.engine.engine_link, "MAX_UNSENT_BYTES", 1000)
+    picture = Vision(
+        height=32, width=32, pixels=memoryview(bytes(3 * 32 * 32)), content_hash=bytes(32)
+    )
+
+    async with connected(engine) as client:
+        outcome = await consume(client, request(visions=[picture]))
+
+    assert outcome.errors == []
+    assert outcome.token_ids == {0: said(0, 20)}
+
+
+async def test_a_request_that_no_frame_holds_is_refused_and_harms_no_other(engine):
+    with mmap.mmap(-1, MAX_FRAME_BYTES) as pixels, memoryview(pixels) as view:
+        picture = Vision(height=32, width=32, pixels=view, content_hash=bytes(32))
+        async with connected(engine) as client:
+            outcome = await consume(client, request("huge", visions=[picture]))
+            other = await consume(client, request())
+
+    assert outcome.errors == ["media_budget_exceeded"]
+    assert other.token_ids == {0: said(0, 20)}
+
+
+async def test_a_shortage_of_threads_costs_one_attempt_to_connect(null_engine, monkeypatch):
+    failures = ["can't start new thread"]
+
+    class Scarce(Thread):
+        def start(self) -> None:
+            if self.name == "engine-writer" and failures:
+                raise RuntimeError(failures.pop())
+            super().start()
+
+    monkeypatch.setattr(service.engine.engine_link, "Thread", Scarce)
+    async with connected(null_engine()) as client:
+        outcome = await consume(client, request())
+
+    assert not failures
+    assert outcome.token_ids == {0: said(0, 20)}
 
 
 async def test_a_replay_that_finds_the_new_engine_full_is_sent_again(null_engine):

@@ -72,6 +72,9 @@ class ScriptedEngine:
         self.cancelled: list[str] = []
         self.unfinished: set[str] = set()
 
+    def knows(self, request_id: str) -> bool:
+        return request_id in self.unfinished
+
     async def wait_ready(self) -> None:
         await eventually(lambda: self.is_ready)
 
