@@ -80,6 +80,8 @@ class WebServer(uvicorn.Server):
         for connection in list(state.connections):
             connection.shutdown()
         await self._wait_for_connections()
+        if stop.is_replaced and not self._stop.is_replaced:
+            self._stopping()  # the whole service ends meanwhile: there is nowhere to come back to
         for task in list(state.tasks):
             task.cancel()
         cut_at = time.monotonic()

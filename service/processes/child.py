@@ -78,6 +78,11 @@ class Child:
             self.control.close()
             self.kill()
 
+    def excuse(self, seconds: float) -> None:
+        """Grant it more time: for so long nobody could hear it, and it may have stood still."""
+        self.silent_since += seconds
+        self.leaves_by += seconds
+
     def stop(self, stop: Stop, patience_seconds: float) -> None:
         """Ask it to leave, and note by when; the caller watches that it does."""
         self.leaves_by = min(self.leaves_by, time.monotonic() + patience_seconds)
@@ -103,9 +108,10 @@ def _enter(
     """Run inside the child, before anything else."""
     setproctitle(f"loupe {logging.process}")
     configure_logging(logging)
-    # A terminal sends these to the whole group; the supervisor turns them into an ordered stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A terminal and who ends a process group send these to all; the supervisor turns them into an
+    # ordered stop, in which the engine is the last to go.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _die_with_the_supervisor()
     # The interpreter's own way out takes seconds to free what the kernel frees anyway. First come,
     # last served: the libraries' functions run before.

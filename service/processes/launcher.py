@@ -89,10 +89,18 @@ class Launcher:
         self._places: dict[Child, Place] = {}
 
     def launch(self, name: str) -> Child:
-        """Start the inference process or a worker, as the name says."""
+        """Start the inference process or a worker, as the name says.
+
+        Raises:
+            OSError, MemoryError: the machine has no room for it.
+        """
         place = self._metrics.lease()
         start = self._start_inference if name == INFERENCE else self._start_worker
-        child = start(log_config(self._settings, name), place)
+        try:
+            child = start(log_config(self._settings, name), place)
+        except (OSError, MemoryError):
+            self._metrics.release(place)
+            raise
         self._places[child] = place
         return child
 

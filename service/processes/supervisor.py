@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TextIO, assert_never
 
@@ -36,11 +35,13 @@ from service.processes.foothold import (
 from service.processes.launcher import INFERENCE, Entries, Launcher, log_config
 from service.processes.restart_budget import RestartBudget
 from service.processes.succession import Succession
+from service.processes.watch import Watch
 from service.start_line import StartLine
 from service.terminal import StatusLine, is_terminal
 from service.tracing.settings import tracing_is_installed
 
 _TICK_SECONDS = 1.0
+_LAUNCH_RETRY_SECONDS = 1.0
 _CUT_SECONDS = 2.0  # after the drain time, for a child to end on its own
 _ENGINE_STOP_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -83,7 +84,7 @@ class _Supervisor:
         folder: Path,
     ) -> None:
         self._settings = settings
-        self._signals = signals
+        self._watch = Watch(signals)
         self._listener = listener
         self._names = [INFERENCE, *(f"worker {index}" for index in range(settings.num_workers))]
         self._children: dict[str, Child] = {}
@@ -119,7 +120,7 @@ class _Supervisor:
         while True:
             self._start_what_is_due()
             self._start_a_successor()
-            match self._next_signal(self._until_next_start()):
+            match self._watch.next_signal(self._everyone(), self._until_next_start()):
                 case None:
                     self._look_after()
                 case signal.SIGHUP if not self._has_hung_up():
@@ -146,9 +147,28 @@ class _Supervisor:
     def _start_what_is_due(self) -> None:
         now = time.monotonic()
         for name in [name for name, due in self._starts_at.items() if due <= now]:
+            child = self._launch(name)
+            if child is None:
+                self._starts_at[name] = now + _LAUNCH_RETRY_SECONDS
+                continue
             del self._starts_at[name]
-            self._children[name] = self._launcher.launch(name)
-            log.info("process_started", child=name, pid=self._children[name].pid)
+            self._children[name] = child
+            log.info("process_started", child=name, pid=child.pid)
+
+    def _launch(self, name: str) -> Child | None:
+        """Start a child; None where the machine has no process, memory or descriptor for it now.
+
+        Raises:
+            CannotServe: nothing was served so far, so that it is not a passing want.
+        """
+        try:
+            return self._launcher.launch(name)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or "out of memory"
+            if not self._announced:
+                raise CannotServe(f"cannot start the process `{name}`: {reason}") from error
+            log.error("process_not_started", child=name, reason=reason)  # noqa: TRY400 - the reason is whole
+            return None
 
     def _replace_all_workers(self) -> None:
         log.info("workers_replacing")
@@ -158,8 +178,10 @@ class _Supervisor:
 
     def _start_a_successor(self) -> None:
         name = self._succession.due()
-        if name is not None and name in self._children:
-            successor = self._launcher.launch(name)
+        if name is None or name not in self._children:
+            return
+        successor = self._launch(name)
+        if successor is not None:  # or those in place go on
             self._succession.begin(successor)
             log.info("successor_started", child=name, pid=successor.pid)
 
@@ -167,17 +189,6 @@ class _Supervisor:
         times = [*self._starts_at.values(), *(child.leaves_by for child in leaving)]
         now = time.monotonic()
         return max(0.0, min([_TICK_SECONDS, *(due - now for due in times)]))
-
-    def _next_signal(self, timeout: float) -> signal.Signals | None:
-        """Wait for anything to happen; say which signal came, if one did."""
-        watched: list[socket.socket | Connection | int] = [self._signals]
-        for child in self._everyone():
-            watched.append(child.sentinel)
-            if not child.control.closed:
-                watched.append(child.control)
-        if self._signals not in wait(watched, timeout):
-            return None
-        return signal.Signals(self._signals.recv(1)[0])
 
     def _read_messages(self) -> None:
         for child in self._everyone():
@@ -281,7 +292,8 @@ class _Supervisor:
         self._start_line.end()
         log.info("stopping", drain_seconds=drain_seconds, delay_seconds=delay_seconds)
         self._is_stopping = True
-        self._starts_at.clear()
+        # An engine that was lost before is still to come: the workers' requests wait for it.
+        self._starts_at = {n: due for n, due in self._starts_at.items() if n == INFERENCE}
         self._listener.close()  # the workers close theirs, and new clients are turned away
         workers = [child for child in self._everyone() if child.name != INFERENCE]
         stop = Stop(drain_seconds=drain_seconds, delay_seconds=delay_seconds)
@@ -306,7 +318,8 @@ class _Supervisor:
             child.stop(stop, patience_seconds)
         while any(child in leaving for child in self._everyone()):
             self._start_what_is_due()
-            signal_received = self._next_signal(self._until_next_start(leaving))
+            until = self._until_next_start(leaving)
+            signal_received = self._watch.next_signal(self._everyone(), until)
             if signal_received in _STOP_SIGNALS:
                 return signal_received
             self._look_after()

@@ -148,7 +148,7 @@ async def _report_life(
     while not engine.has_failed:
         if has_room(control):
             control.send_bytes(encode(Heartbeat()))
-        if server.num_answered >= next_share:
+        if server.num_answered >= next_share and has_room(control):
             control.send_bytes(encode(ReplaceMe()))
             next_share = server.num_answered + (share or 0)  # if no successor gets ready
         await anyio.sleep(_HEARTBEAT_SECONDS)

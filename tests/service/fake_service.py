@@ -19,6 +19,7 @@ from service.processes.launcher import Entries
 from service.processes.supervisor import serve
 
 SCENARIO = sys.argv[1] if len(sys.argv) > 1 else "well"
+ENGINES_TO_FINISH = {"finishes-with-the-second-engine": 2, "finishes-with-the-third-engine": 3}
 
 
 def note(*words: object) -> None:
@@ -51,7 +52,7 @@ def run_worker(control, **_) -> None:
     if SCENARIO == "successors-crash" and not is_first(name):
         os._exit(7)
     work(control, linger_seconds=0.5)
-    while SCENARIO == "finishes-with-the-second-engine" and num_starts("inference") < 2:
+    while num_starts("inference") < ENGINES_TO_FINISH.get(SCENARIO, 0):
         time.sleep(0.05)
     note("end", name)
 
@@ -95,4 +96,8 @@ if __name__ == "__main__":
     )
     if SCENARIO == "gets-stuck":
         settings = msgspec.structs.replace(settings, heartbeat_timeout_seconds=1.0)
+    if SCENARIO == "finishes-with-the-third-engine":
+        settings = msgspec.structs.replace(settings, restart_budget=5)
+    if SCENARIO == "is-soon-missed":
+        settings = msgspec.structs.replace(settings, heartbeat_timeout_seconds=3.0)
     raise SystemExit(serve(settings, Entries(worker=run_worker, inference=run_inference)))

@@ -125,3 +125,17 @@ async def test_answers_are_counted(running):
         await running.client.get("/")
 
     assert running.server.num_answered == 3
+
+
+async def test_a_server_that_is_replaced_is_told_when_all_of_the_service_stops(running):
+    """Before its last requests are cut: their clients have nowhere to come back to."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.client.get, "/never")
+        await until(lambda: len(running.server.server_state.tasks) == 1)
+        running.server.leave(Stop(drain_seconds=60, is_replaced=True))
+        await until(lambda: not running.server.servers[0].is_serving())
+
+        running.server.leave(Stop(drain_seconds=0.0))
+        await running.over.wait()
+
+    assert running.told == ["stopping", "/never"]

@@ -151,11 +151,12 @@ def test_a_stop_signal_lets_the_workers_finish_before_the_engine_ends(start, sto
     assert list(service.runtime.iterdir()) == []
 
 
-def test_ctrl_c_for_the_whole_group_is_still_an_ordered_stop(start):
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_is_still_an_ordered_stop(start, stop_signal):
     service = start()
     service.wait_until_ready()
 
-    os.killpg(service.process.pid, signal.SIGINT)
+    os.killpg(service.process.pid, stop_signal)
 
     assert service.wait() == 0
     assert [line for line in service.journal() if line.startswith("end")][2:] == ["end inference"]
@@ -285,6 +286,23 @@ def test_an_engine_lost_while_the_workers_finish_is_replaced(start):
     assert len(service.pids("inference")) == 2
 
 
+def test_an_engine_that_is_to_be_replaced_when_the_stop_comes_is_replaced(start):
+    """Requests wait for it; after the second loss it comes after a pause."""
+    service = start("finishes-with-the-third-engine")
+    service.wait_until_ready()
+    for lost in (1, 2):
+        os.kill(service.pids("inference")[-1], signal.SIGKILL)
+        wait_until(lambda lost=lost: service.log().count('"process_ended"') == lost, service.log)
+        if lost == 1:
+            wait_until(lambda: len(service.pids("inference")) == 2, service.log)
+
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.wait() == 0
+    assert len(service.pids("inference")) == 3
+    assert "process_killed" not in service.log()
+
+
 def test_a_killed_engine_is_replaced_and_the_workers_stay(start):
     service = start()
     service.wait_until_ready()
@@ -322,6 +340,45 @@ def test_an_engine_that_falls_silent_is_killed_and_replaced(start):
     wait_until(lambda: len(service.pids("inference")) == 2, service.log)
 
     assert "process_stuck" in service.log()
+
+
+def test_a_service_that_was_stopped_in_its_tracks_goes_on_with_the_same_processes(start):
+    service = start("is-soon-missed")
+    service.wait_until_ready()
+    children = service.all_pids()
+    os.killpg(service.process.pid, signal.SIGSTOP)
+    time.sleep(4.5)  # more than a child may be silent, and than a look may come late
+
+    service.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "supervisor_slept" in service.log(), service.log)
+    os.killpg(service.process.pid, signal.SIGCONT)
+
+    service.process.send_signal(signal.SIGHUP)  # it has looked at all of them once that is done
+    wait_until(lambda: service.journal()[-1:] == ["end worker 1"], service.log)
+    assert "process_stuck" not in service.log()
+    assert service.all_pids()[:3] == children
+    assert len(service.pids("inference")) == 1
+
+
+def test_a_shortage_of_descriptors_ends_no_process_and_passes(start):
+    service = start()
+    service.wait_until_ready()
+    supervisor = psutil.Process(service.process.pid)
+    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    in_use = {int(each.name) for each in Path(f"/proc/{supervisor.pid}/fd").iterdir()}
+    lowest_free = next(number for number in range(1000) if number not in in_use)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (max(lowest_free, 10), before[1]))
+
+    service.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: service.log().count("process_not_started") == 2, service.log)
+    os.kill(service.pids("worker 1")[0], signal.SIGKILL)
+    wait_until(lambda: service.log().count("process_not_started") > 2, service.log)
+
+    assert len(service.all_pids()) == 3
+    assert is_alive(service.pids("inference")[0])
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+    wait_until(lambda: len(service.pids("worker 1")) == 2, service.log)
+    assert service.process.poll() is None
 
 
 def test_no_child_outlives_a_killed_supervisor(start):
