@@ -151,13 +151,27 @@ def _chores(
 def _lifespan(
     chores: Sequence[Chore], fetcher: Fetcher, tracer: Tracer | None
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
-    """Do the chores as long as the application lives, and close at its end."""
+    """Do the chores as long as the application lives, and close at its end.
+
+    A chore that fails begins again: with it would end the others, and nobody would notice that
+    files are not swept or that a key which was taken away still counts.
+    """
+
+    async def keep_up(chore: Chore) -> None:
+        while True:
+            try:
+                await chore()
+            except Exception:
+                logger.exception("chore_failed")
+                await anyio.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
         async with anyio.create_task_group() as tasks:
             for chore in chores:
-                tasks.start_soon(chore)
+                tasks.start_soon(keep_up, chore)
             yield
             tasks.cancel_scope.cancel()
         fetcher.close()

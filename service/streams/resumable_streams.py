@@ -151,7 +151,11 @@ class ResumableStreams:
         """Take away the journals that nobody came back for, until cancelled."""
         while True:
             await anyio.sleep(_SWEEP_SECONDS)
-            await anyio.to_thread.run_sync(self._shelf.sweep)
+            try:
+                await anyio.to_thread.run_sync(self._shelf.sweep)
+            except OSError as error:
+                # No descriptor is left, or the folder is not there, for a while.
+                logger.warning("streams_cannot_be_swept", reason=error.strerror)
 
     async def _begin(self, app: ASGIApp, scope: HTTPScope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -177,17 +181,20 @@ class ResumableStreams:
     async def _go_on(
         self, production: Production, scope: HTTPScope, life: anyio.CancelScope
     ) -> None:
+        logger.info("stream_adopted", request_id=record_of(scope).request_id)
+        await self._produce(production, self._once_there_is_an_engine, scope, life)
+        if production.failure is not None:
+            logger.error("Unhandled error in a stream", exc_info=production.failure)
+
+    async def _once_there_is_an_engine(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
             raise RuntimeError("The layer is around nothing.")
-        logger.info("stream_adopted", request_id=record_of(scope).request_id)
         try:
             with anyio.move_on_after(_ENGINE_WAIT_SECONDS):
                 await self._engine.wait_ready()
         except ServiceError:
             pass  # the application says so
-        await self._produce(production, self._app, scope, life)
-        if production.failure is not None:
-            logger.error("Unhandled error in a stream", exc_info=production.failure)
+        await self._app(scope, receive, send)
 
     async def _produce(
         self, production: Production, app: ASGIApp, scope: Scope, life: anyio.CancelScope

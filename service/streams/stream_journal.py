@@ -14,6 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -120,16 +121,15 @@ class OwnedJournal:
     def create(cls, path: Path, label: StreamLabel, request: StreamRequest) -> "OwnedJournal":
         """Begin a journal; blocks for as long as writing the pictures takes."""
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
         journal = cls(path, file)
-        try:
+        with ExitStack() as undone:
+            undone.callback(journal.discard)
+            fcntl.flock(file, fcntl.LOCK_EX)
             _attend(file)
             os.lseek(file, _ATTENDED_AT.size, os.SEEK_SET)
             journal._append(_Kind.LABEL, msgspec.msgpack.encode(label))
             journal._append(_Kind.REQUEST, msgspec.msgpack.encode(request))
-        except OSError:
-            journal.discard()
-            raise
+            undone.pop_all()
         return journal
 
     @classmethod
@@ -137,23 +137,28 @@ class OwnedJournal:
         """Become a journal's owner and read it; None while another is, or where nothing is to do.
 
         Blocks for as long as reading the pictures takes.
+
+        Raises:
+            OSError: it cannot be read, or there is no room to go on; it has no owner then.
         """
         try:
             file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             return None
         journal = cls(path, file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            kept, num_bytes = _read(file)
-        except (BlockingIOError, msgspec.DecodeError):
-            kept, num_bytes = None, 0
-        if kept is None or kept.has_ended or is_gone(file):
-            journal.close()
-            return None
-        os.ftruncate(file, num_bytes)
-        os.lseek(file, num_bytes, os.SEEK_SET)
-        journal._append(_Kind.ADOPTED, b"")
+        with ExitStack() as undone:
+            undone.callback(journal.close)  # or its lock would keep everybody else away
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kept, num_bytes = _read(file)
+            except (BlockingIOError, msgspec.DecodeError):
+                return None
+            if kept is None or kept.has_ended or is_gone(file):
+                return None
+            os.ftruncate(file, num_bytes)
+            os.lseek(file, num_bytes, os.SEEK_SET)
+            journal._append(_Kind.ADOPTED, b"")
+            undone.pop_all()
         return journal, kept
 
     def add_delta(self, delta: Delta) -> None:
@@ -180,8 +185,15 @@ class OwnedJournal:
 
     def _append(self, kind: _Kind, payload: bytes) -> None:
         record = memoryview(_HEADER.pack(kind, len(payload)) + payload)
-        while record:
-            record = record[os.write(self._file, record) :]
+        start = os.lseek(self._file, 0, os.SEEK_CUR)
+        try:
+            while record:
+                record = record[os.write(self._file, record) :]
+        except OSError:
+            # A full disk takes a part; the next record, if there is room again, takes its place.
+            os.ftruncate(self._file, start)
+            os.lseek(self._file, start, os.SEEK_SET)
+            raise
 
 
 class JournalReader:

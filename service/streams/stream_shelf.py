@@ -27,11 +27,11 @@ class StreamShelf:
         self, folder: Path, *, resume_seconds: float, max_streams: int, max_bytes: int
     ) -> None:
         """resume_seconds: how long a journal is kept for a client that left."""
-        folder.mkdir(mode=0o700, exist_ok=True)
         self.max_unread_seconds = resume_seconds + _SLACK_SECONDS
         self._folder = folder
         self._max_streams = max_streams
         self._max_bytes = max_bytes
+        self._have_folder()
 
     def new_path(self) -> Path:
         """Choose where the next journal goes.
@@ -39,6 +39,7 @@ class StreamShelf:
         Raises:
             Overloaded: there are too many, or they are too large together.
         """
+        self._have_folder()
         sizes: list[int] = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -60,7 +61,12 @@ class StreamShelf:
 
     def sweep(self) -> None:
         """Take away what nobody came back for; what is still written its owner ends itself."""
+        self._have_folder()
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if self.is_abandoned(path) and not is_held(path):
                     path.unlink(missing_ok=True)
+
+    def _have_folder(self) -> None:
+        # Who tidies up temporary files takes an empty folder away.
+        self._folder.mkdir(mode=0o700, exist_ok=True)

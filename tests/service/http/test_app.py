@@ -4,6 +4,10 @@ import anyio
 import msgspec
 import pytest
 
+from service.access.key_file import add_key
+from service.access.key_ring import KeyRing
+from service.access.settings import AccessSettings
+
 QUESTION = {"input_type": "text_only", "text": "What is this?"}
 
 
@@ -212,3 +216,27 @@ async def test_head_is_answered_as_get_without_a_body(service):
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-length"] == str(len(answered.content))
     assert (await service.client.head("/v1/chat")).status_code == 405
+
+
+@pytest.mark.slow
+async def test_a_chore_that_fails_begins_again(serve, new_engine, tmp_path, monkeypatch, log):
+    """Here the one that follows the key file: what it no longer sees would count for ever."""
+    path = tmp_path / "keys.toml"
+    add_key(path, "alice", tenant=None, is_admin=False)
+    refresh, failures = KeyRing.refresh, [RuntimeError("a fault of ours")]
+
+    def fail_once(ring: KeyRing) -> None:
+        if failures:
+            raise failures.pop()
+        refresh(ring)
+
+    async with serve(new_engine(), access=AccessSettings(api_keys=str(path))) as (client, _):
+        monkeypatch.setattr(KeyRing, "refresh", fail_once)
+        headers = {"authorization": "Bearer " + add_key(path, "bob", tenant=None, is_admin=False)}
+        with anyio.fail_after(10):
+            status = 0
+            while status != 200:
+                await anyio.sleep(0.1)
+                status = (await client.get("/v1/models", headers=headers)).status_code
+
+    assert [event["event"] for event in log].count("chore_failed") == 1

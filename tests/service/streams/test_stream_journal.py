@@ -1,8 +1,10 @@
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,44 @@ def test_a_follower_reads_events_as_they_come(path):
     assert reader.events() == []
     assert reader.has_ended
     assert reader.tenant == "ours"
+
+
+@contextmanager
+def disk_full_at(num_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_full_disk_took_a_part_of_is_not_there(path):
+    journal = OwnedJournal.create(path, label(), asked())
+    journal.add_event(b"data: one")
+
+    with disk_full_at(path.stat().st_size + 8), pytest.raises(OSError, match="large"):
+        journal.add_event(b"data: two")
+    journal.add_event(b"data: three")
+
+    assert JournalReader(path).events() == [b"data: one", b"data: three"]
+
+
+def test_a_journal_that_nobody_could_adopt_has_no_owner(path):
+    OwnedJournal.create(path, label(), asked()).close()
+
+    with disk_full_at(path.stat().st_size), pytest.raises(OSError, match="large"):
+        OwnedJournal.adopt(path)
+
+    assert OwnedJournal.adopt(path) is not None
+
+
+def test_a_journal_that_nobody_could_begin_is_not_there(path):
+    with disk_full_at(100), pytest.raises(OSError, match="large"):
+        OwnedJournal.create(path, label(), asked())
+
+    assert not path.exists()
 
 
 def test_a_journal_has_one_owner_at_a_time(path):
@@ -298,6 +338,14 @@ def test_a_journal_of_which_nothing_is_written_yet_counts_from_when_it_is_found(
     pass_time(60)
     shelf.sweep()
     assert not path.exists()
+
+
+def test_a_folder_that_somebody_tidied_up_is_made_anew(shelf):
+    shelf.new_path().parent.rmdir()
+    shelf.sweep()
+    shelf.new_path().parent.rmdir()
+
+    OwnedJournal.create(shelf.new_path(), label(), asked())
 
 
 def test_too_many_or_too_large_journals_are_refused(shelf, tmp_path):
