@@ -11,6 +11,7 @@ import msgspec
 
 from service.errors import FieldInvalid, RequestInvalid
 from service.http.validation import decode_json
+from service.routes.openai_schema import CompletionRequest
 
 # Taken because clients send them unasked; what they say has no bearing on an answer here.
 _IGNORED = (
@@ -21,6 +22,8 @@ _IGNORED = (
     "store",
     "user",
 )
+# The same within messages: what earlier answers held besides their text, and who is who.
+_IGNORED_IN_MESSAGES = ("annotations", "name", "parsed")
 # Known elsewhere, not done here. Without a value they ask for nothing and are taken.
 _UNSUPPORTED = frozenset({
     "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "audio", "bad_words",
@@ -41,6 +44,7 @@ _NOT_ALLOWED = frozenset({
 })  # fmt: skip
 # Fields of which only the value that changes nothing is taken.
 _FIXED = ("modalities", "service_tier")
+_FIXED_IN_MESSAGES = re.compile(r"messages\[\d+\]\.(?:audio|function_call)")
 _ROLE = re.compile(r"messages\[\d+\]\.role")
 
 Request = TypeVar("Request", bound=msgspec.Struct)
@@ -63,9 +67,14 @@ def decode_request(body: bytes | bytearray, decoder: msgspec.json.Decoder[Reques
         raise _explained(fault) from None
 
 
-def ignored_headers(request: msgspec.Struct) -> dict[str, str]:
+def ignored_headers(request: CompletionRequest) -> dict[str, str]:
     """Name the request's fields that were ignored in a header of the reply."""
-    ignored = [name for name in _IGNORED if getattr(request, name, None) is not None]
+    ignored = [name for name in _IGNORED if getattr(request, name) is not None]
+    ignored += [
+        f"messages.{name}"
+        for name in _IGNORED_IN_MESSAGES
+        if any(getattr(message, name, None) is not None for message in request.messages)
+    ]
     return {"x-ignored-params": ", ".join(ignored)} if ignored else {}
 
 
@@ -91,7 +100,9 @@ def _explained(fault: FieldInvalid) -> RequestInvalid:
         return RequestInvalid(
             "param_not_allowed", "Clients may not set this parameter.", param=param
         )
-    is_fixed = re.split(r"[.\[]", param, maxsplit=1)[0] in _FIXED
+    is_fixed = re.split(r"[.\[]", param, maxsplit=1)[0] in _FIXED or (
+        fault.code == "type_invalid" and _FIXED_IN_MESSAGES.fullmatch(param)
+    )
     if is_fixed or (fault.code == "field_unknown" and param in _UNSUPPORTED):
         return RequestInvalid(
             "param_unsupported", "This parameter, or its value, is not supported.", param=param

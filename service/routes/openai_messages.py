@@ -17,7 +17,7 @@ from service.conversation import (
 )
 from service.errors import FieldInvalid, RequestInvalid
 from service.media.source import source_of_url
-from service.routes.openai_schema import (
+from service.routes.openai_message_schema import (
     MAX_PARTS,
     AssistantMessage,
     ChatMessage,
@@ -31,11 +31,11 @@ from service.routes.openai_schema import (
     RefusalContent,
     SystemMessage,
     TextContent,
-    Tool,
     ToolMessage,
     UserMessage,
     VideoContent,
 )
+from service.routes.openai_schema import Tool
 
 
 class PixelBounds(NamedTuple):
@@ -171,12 +171,11 @@ def _file_source(file: FileReference, param: str) -> _FileSource:
 
 
 def _bounded(medium: MediaPart, part: MediaContent, bounds: PixelBounds) -> MediaPart:
-    own = PixelBounds(part.min_pixels, part.max_pixels)
-    if own == (None, None):
-        own = bounds
-    if own == (None, None):
+    lower = bounds.min_pixels if part.min_pixels is None else part.min_pixels
+    upper = bounds.max_pixels if part.max_pixels is None else part.max_pixels
+    if (lower, upper) == (None, None):
         return medium
-    return msgspec.structs.replace(medium, min_pixels=own.min_pixels, max_pixels=own.max_pixels)
+    return msgspec.structs.replace(medium, min_pixels=lower, max_pixels=upper)
 
 
 def _check_number(messages: Sequence[ChatMessage]) -> None:

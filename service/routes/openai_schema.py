@@ -5,172 +5,31 @@ What a field that is not here means, is `service.routes.openai_fields`'s to say.
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Meta
 
-from service.conversation import Detail
 from service.http.deadline import DeadlineMs
-
-MAX_ANSWERS = 8
-MAX_MESSAGES = 4096
-MAX_PARTS = 16_384  # over all messages
-MAX_TOKENS = 1_000_000
-
-Text: TypeAlias = str | None
-TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Area: TypeAlias = Annotated[int, Meta(ge=1, le=2**40)]
-Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
-StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-MediaUrl: TypeAlias = Annotated[
-    str, Meta(description="An http(s) or `data:` URL, or the id of an uploaded file.")
-]
-
-_MIN_PIXELS = "Least area after resizing, within the server's bounds."
-_MAX_PIXELS = "Greatest area after resizing, within the server's bounds."
-
-
-class _Object(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An object of the request."""
-
-
-class _Sized(_Object, frozen=True, kw_only=True):
-    """An object that says how large the model is to see the pictures in it."""
-
-    min_pixels: Annotated[Area | None, Meta(description=_MIN_PIXELS)] = None
-    max_pixels: Annotated[Area | None, Meta(description=_MAX_PIXELS)] = None
-
-
-class TextContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """Text."""
-
-    text: str
-
-
-class RefusalContent(_Object, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
-    """What an earlier answer refused, sent back as text."""
-
-    refusal: str
-
-
-class ImageUrl(_Object, frozen=True, kw_only=True):
-    """A picture."""
-
-    url: MediaUrl
-    detail: Annotated[
-        Detail | None,
-        Meta(
-            description="`low` is at most 512 x 512 pixels in area (256 tokens); the others are "
-            "as many as the server takes. `min_pixels` and `max_pixels` are finer."
-        ),
-    ] = None
-
-
-class ImageContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
-    """A picture among the text."""
-
-    image_url: ImageUrl
-
-
-class FileReference(_Object, frozen=True, kw_only=True):
-    """A file: its content or its id, not both."""
-
-    file_data: Annotated[
-        Text, Meta(description="The file in base64; a `data:` prefix is allowed.")
-    ] = None
-    file_id: Annotated[Text, Meta(description="Of a file that was uploaded before.")] = None
-    filename: Annotated[Text, Meta(description="Ignored: the bytes tell what it is.")] = None
-    pages: Annotated[
-        Annotated[str, Meta(max_length=200)] | None,
-        Meta(description="Pages of a document, such as `1-3,7`; absent is all."),
-    ] = None
-
-
-class FileContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="file"):
-    """A document or a picture among the text."""
-
-    file: FileReference
-
-
-class VideoUrl(_Object, frozen=True, kw_only=True):
-    """A video."""
-
-    url: MediaUrl
-
-
-class VideoContent(_Sized, frozen=True, kw_only=True, tag_field="type", tag="video_url"):
-    """A video among the text."""
-
-    video_url: VideoUrl
-
-
-MediaContent: TypeAlias = ImageContent | FileContent | VideoContent
-ContentPart: TypeAlias = TextContent | RefusalContent | MediaContent
-Content: TypeAlias = str | Annotated[list[ContentPart], Meta(min_length=1, max_length=MAX_MESSAGES)]
-
-
-class CalledFunction(_Object, frozen=True, kw_only=True):
-    """A function's name and the arguments of one call."""
-
-    name: Name
-    arguments: Annotated[str, Meta(description="JSON text.")]
-
-
-class CalledTool(_Object, frozen=True, kw_only=True):
-    """A call that an earlier answer made."""
-
-    id: Annotated[str, Meta(min_length=1, max_length=256)]
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class SystemMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="system"):
-    """Instructions; text only."""
-
-    content: Content
-    name: Text = None
-
-
-class DeveloperMessage(SystemMessage, frozen=True, kw_only=True, tag_field="role", tag="developer"):
-    """The newer name of a system message."""
-
-
-class UserMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="user"):
-    """The user's turn: text and pictures in any order."""
-
-    content: Content
-    name: Text = None
-
-
-class AssistantMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
-    """An earlier answer, as this service or another gave it; text only."""
-
-    content: Content | None = None
-    reasoning_content: Text = None
-    reasoning: Annotated[Text, Meta(description="Another name of `reasoning_content`.")] = None
-    tool_calls: Annotated[list[CalledTool], Meta(max_length=128)] | None = None
-    refusal: Text = None
-    name: Text = None
-    annotations: Annotated[list[Any] | None, Meta(description="Ignored.")] = None
-    audio: None = None
-    function_call: None = None
-
-
-class ToolMessage(_Object, frozen=True, kw_only=True, tag_field="role", tag="tool"):
-    """What a called function returned."""
-
-    content: Content
-    tool_call_id: Annotated[str, Meta(min_length=1, max_length=256)]
-    name: Text = None
-
-
-ChatMessage: TypeAlias = (
-    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+from service.routes.openai_message_schema import (
+    MAX_MESSAGES,
+    MAX_PIXELS,
+    MIN_PIXELS,
+    Area,
+    ChatMessage,
+    Name,
+    RequestObject,
+    Sized,
+    Text,
 )
 
+MAX_ANSWERS = 8
+MAX_TOKENS = 1_000_000
 
-class FunctionDefinition(_Object, frozen=True, kw_only=True):
+TokenCount: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class FunctionDefinition(RequestObject, frozen=True, kw_only=True):
     """A function the answer may call."""
 
     name: Name
@@ -183,35 +42,37 @@ class FunctionDefinition(_Object, frozen=True, kw_only=True):
     )
 
 
-class Tool(_Object, frozen=True, kw_only=True):
+class Tool(RequestObject, frozen=True, kw_only=True):
     """Something the answer may call."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class FunctionReference(_Object, frozen=True, kw_only=True):
+class FunctionReference(RequestObject, frozen=True, kw_only=True):
     """One of the functions, by name."""
 
     name: Name
 
 
-class NamedToolChoice(_Object, frozen=True, kw_only=True):
+class NamedToolChoice(RequestObject, frozen=True, kw_only=True):
     """The function that must be called."""
 
     type: Literal["function"]
     function: FunctionReference
 
 
-class TextFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="text"):
+class TextFormat(RequestObject, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """Any text."""
 
 
-class JsonObjectFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="json_object"):
+class JsonObjectFormat(
+    RequestObject, frozen=True, kw_only=True, tag_field="type", tag="json_object"
+):
     """Any JSON object."""
 
 
-class JsonSchema(_Object, frozen=True, kw_only=True):
+class JsonSchema(RequestObject, frozen=True, kw_only=True):
     """A named schema."""
 
     name: Name
@@ -220,13 +81,15 @@ class JsonSchema(_Object, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Object, frozen=True, kw_only=True, tag_field="type", tag="json_schema"):
+class JsonSchemaFormat(
+    RequestObject, frozen=True, kw_only=True, tag_field="type", tag="json_schema"
+):
     """JSON of a schema; the answer always keeps to it, `strict` or not."""
 
     json_schema: JsonSchema
 
 
-class StreamOptions(_Object, frozen=True, kw_only=True):
+class StreamOptions(RequestObject, frozen=True, kw_only=True):
     """What a stream tells besides the answer."""
 
     include_usage: Annotated[
@@ -235,7 +98,7 @@ class StreamOptions(_Object, frozen=True, kw_only=True):
     include_obfuscation: Annotated[bool | None, Meta(description="Ignored.")] = None
 
 
-class CompletionRequest(_Object, frozen=True, kw_only=True):
+class CompletionRequest(RequestObject, frozen=True, kw_only=True):
     """A conversation to go on with, and how."""
 
     model: Annotated[str, Meta(description="The served model's name, as `/v1/models` tells it.")]
@@ -311,10 +174,10 @@ class CompletionRequest(_Object, frozen=True, kw_only=True):
     ] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="False: at most one call.")] = None
     min_pixels: Annotated[
-        Area | None, Meta(description=_MIN_PIXELS + " For parts that do not say.")
+        Area | None, Meta(description=MIN_PIXELS + " For parts that do not say.")
     ] = None
     max_pixels: Annotated[
-        Area | None, Meta(description=_MAX_PIXELS + " For parts that do not say.")
+        Area | None, Meta(description=MAX_PIXELS + " For parts that do not say.")
     ] = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -326,7 +189,7 @@ class CompletionRequest(_Object, frozen=True, kw_only=True):
     user: Annotated[Text, Meta(description="Ignored.")] = None
 
 
-class TokenizeRequest(_Sized, frozen=True, kw_only=True):
+class TokenizeRequest(Sized, frozen=True, kw_only=True):
     """A text, or messages as for an answer, to be counted."""
 
     model: Text = None
@@ -341,7 +204,7 @@ class TokenizeRequest(_Sized, frozen=True, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
 
 
-class DetokenizeRequest(_Object, frozen=True, kw_only=True):
+class DetokenizeRequest(RequestObject, frozen=True, kw_only=True):
     """Tokens to be spelt."""
 
     model: Text = None

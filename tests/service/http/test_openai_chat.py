@@ -367,9 +367,10 @@ async def test_low_detail_has_fewer_pixels(service, question, model, detail, gro
 @pytest.mark.parametrize(
     "bounds",
     [
-        pytest.param({"part": {"max_pixels": 4096}}, id="part"),
-        pytest.param({"request": {"max_pixels": 4096}}, id="request"),
-        pytest.param({"part": {"max_pixels": 4096}, "request": {"max_pixels": 16384}}, id="both"),
+        pytest.param({"part": {"max_pixels": 2048}}, id="part"),
+        pytest.param({"request": {"max_pixels": 2048}}, id="request"),
+        pytest.param({"part": {"max_pixels": 2048}, "request": {"max_pixels": 16384}}, id="both"),
+        pytest.param({"part": {"min_pixels": 1024}, "request": {"max_pixels": 2048}}, id="each"),
     ],
 )
 async def test_client_s_pixel_bounds_are_kept(service, question, image, model, bounds):
@@ -381,7 +382,7 @@ async def test_client_s_pixel_bounds_are_kept(service, question, image, model, b
 
     (vision,) = service.engine.requests[0].visions
     assert response.status_code == 200
-    assert vision.height * vision.width <= 4096
+    assert vision.height * vision.width <= 2048  # a picture of 64 x 64
 
 
 async def test_fields_that_change_no_answer_are_ignored_and_named(service, question):
@@ -389,6 +390,11 @@ async def test_fields_that_change_no_answer_are_ignored_and_named(service, quest
                "prompt_cache_key": "y", "prompt_cache_retention": "24h"}  # fmt: skip
     fixed = {"modalities": ["text"], "service_tier": "auto"}
     absent = {"functions": None, "audio": None, "temperature": None, "chat_template": None}
+    question["messages"] = [
+        USER | {"name": "Ann"},
+        {"role": "assistant", "content": "Hm.", "annotations": [], "parsed": {"a": 1}},
+        USER,
+    ]
 
     whole = await service.client.post(PATH, json=question | ignored | fixed | absent)
     stream = await service.client.post(PATH, json=question | ignored | {"stream": True})
@@ -396,4 +402,6 @@ async def test_fields_that_change_no_answer_are_ignored_and_named(service, quest
     for response in (whole, stream):
         named = response.headers["x-ignored-params"].split(", ")
         assert response.status_code == 200
-        assert set(named) == set(ignored)
+        assert set(named) == {
+            *ignored, "messages.annotations", "messages.name", "messages.parsed"
+        }  # fmt: skip

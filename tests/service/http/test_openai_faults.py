@@ -164,6 +164,14 @@ REFUSED = [
         said(USER | {"audio": 1}), 400, "field_unknown", "messages[0].audio", id="field-of-message"
     ),
     pytest.param(
+        said({"role": "assistant", "content": "a", "audio": {"id": CANARY}}), 400,
+        "param_unsupported", "messages[0].audio", id="audio-of-an-earlier-answer",
+    ),
+    pytest.param(
+        said({"role": "assistant", "content": "a", "function_call": {"name": CANARY}}), 400,
+        "param_unsupported", "messages[0].function_call", id="older-form-of-a-call",
+    ),
+    pytest.param(
         said(USER, {"role": "tool", "tool_call_id": "call_1", "content": "x"}), 400,
         "messages_invalid", "messages[1].tool_call_id", id="result-without-call",
     ),

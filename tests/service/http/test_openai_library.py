@@ -6,10 +6,19 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import CompletionUsage
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from pydantic import BaseModel
 
 from service.errors import EngineUnavailable, Overloaded
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+CALL = '<tool_call>\n{"name": "paint", "arguments": {"colour": "red"}}\n</tool_call>'
+
+
+class Paint(BaseModel):
+    colour: str
+
+
+PAINT = openai.pydantic_function_tool(Paint, name="paint")
 
 
 @pytest.fixture
@@ -121,6 +130,68 @@ async def test_extensions_are_sent_in_the_extra_body(service, model, client):
 
     sampling = service.engine.requests[0].sampling
     assert (sampling.top_k, sampling.min_p) == (5, 0.5)
+
+
+async def test_files_are_kept_and_shown_by_the_library_s_own_calls(service, model, client, picture):
+    kept = await client.files.create(
+        file=("a.png", picture),
+        purpose="vision",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    listed = [file.id async for file in client.files.list(purpose="vision")]
+    content = await client.files.content(kept.id)
+    parts = [
+        {"type": "image_url", "image_url": {"url": kept.id}},
+        {"type": "file", "file": {"file_id": kept.id}},
+    ]
+    await client.chat.completions.create(
+        model=model.name, messages=[{"role": "user", "content": parts}]
+    )
+    deleted = await client.files.delete(kept.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.files.retrieve(kept.id)
+
+    first, second = service.engine.requests[0].visions
+    assert listed == [kept.id]
+    assert (kept.expires_at - kept.created_at, content.content) == (3600, picture)
+    assert first.content_hash == second.content_hash
+    assert deleted.deleted
+
+
+# The library warns of its own, where it writes what it has parsed.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+async def test_a_parsed_answer_is_taken_back_as_it_is(service, model, client):
+    service.engine.pieces = ['{"colour": "red"}']
+    parsed = await client.chat.completions.parse(
+        model=model.name, messages=MESSAGES, response_format=Paint
+    )
+    message = parsed.choices[0].message
+
+    taken = await client.chat.completions.with_raw_response.create(
+        model=model.name, messages=[*MESSAGES, message, *MESSAGES]
+    )
+
+    assert isinstance(message.parsed, Paint)
+    assert taken.headers["x-ignored-params"] == "messages.parsed"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_parsed_call_is_taken_back_as_it_is(service, model, client, streams):
+    service.engine.pieces = [CALL]
+    asked = {"model": model.name, "messages": MESSAGES, "tools": [PAINT]}
+    if streams:
+        async with client.chat.completions.stream(**asked) as stream:
+            parsed = await stream.get_final_completion()
+    else:
+        parsed = await client.chat.completions.parse(**asked)
+    message = parsed.choices[0].message
+    (call,) = message.tool_calls
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Painted."}
+
+    await client.chat.completions.create(**asked | {"messages": [*MESSAGES, message, result]})
+
+    assert isinstance(call.function.parsed_arguments, Paint)
+    assert len(service.engine.requests) == 2
 
 
 @pytest.mark.parametrize("name", sorted(CompletionCreateParamsStreaming.__annotations__))
