@@ -26,7 +26,12 @@ from service.request_log import RequestRecord, record_of
 from service.routes.native import AnyRequest
 from service.routes.native_input import Question, question_of_json, read_question
 from service.routes.openai_fields import decode_request
-from service.routes.openai_input import check_model, conversation_of, names_no_limit
+from service.routes.openai_input import (
+    check_model,
+    check_num_answers,
+    conversation_of,
+    names_no_limit,
+)
 from service.routes.openai_schema import CompletionRequest
 from service.stages import StageTimes
 
@@ -144,7 +149,9 @@ class PreviewRoutes:
         conversation = question.conversation
         model = self._chat.model
         try:
+            check_num_answers(conversation.num_answers, self._chat.engine.limits)
             prepared = await self._chat.prepare(conversation, record)
+            conversation.output.grammar(prepared.prompt.opens_reasoning)
             if not question.default_max_tokens:
                 prepared.prompt.require_room(conversation.sampling.max_tokens)
         except ClientError as error:
@@ -174,12 +181,17 @@ class PreviewRoutes:
     async def _refusals(
         self, conversation: Conversation, first: ClientError, record: RequestRecord
     ) -> list[PreviewRefusal]:
-        """Look at each medium by itself, so that all that are at fault are told at once."""
+        """Look at each medium by itself, so that all that are at fault are told at once.
+
+        first: what the request was refused for, which need not be a medium.
+        """
         parts = conversation.media
         if first.code in _JOINT_FAULTS or len(parts) < 2:
             return [_refusal(first)]
         errors = await self._chat.faults_of(parts, record)
-        return [_refusal(error) for error in errors] or [_refusal(first)]
+        if first.param not in [error.param for error in errors]:
+            errors.insert(0, first)
+        return [_refusal(error) for error in errors]
 
     def _spell(self, prepared: Prepared) -> str:
         """Write the prompt as text, each run of visual tokens as one and its length."""

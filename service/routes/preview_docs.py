@@ -14,8 +14,10 @@ PREVIEW_OPERATIONS = (
         summary="Tell what the model would see of a request",
         description="Takes the body of any request for an answer, in either dialect, and goes with "
         "it all the way to the model, but not into it: sizes, tokens, pages, colours, and the "
-        "prompt. What would be refused is told in `refusals`, every medium at fault by itself; "
-        "only a body that cannot be read at all is an error here. `stream` makes no difference.",
+        "prompt. What would be refused is told in `refusals`, every medium at fault by itself. A "
+        "body that is no request, such as one with an unknown field or another model, is an error "
+        "here as it is there; of an output schema only its size and its references are looked at. "
+        "`stream` makes no difference.",
         body=(Content("application/json", (ChatRequest, CompletionRequest)), *NATIVE_FORMS),
         replies={
             200: Reply(
