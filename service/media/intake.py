@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, assert_never
 
 from service.aside import aside
 from service.conversation import Bytes, Inline, MediaKind, MediaPart, Remote, Stored
-from service.errors import RequestInvalid
+from service.errors import FieldInvalid, RequestInvalid
 from service.media.budget import MediaBudget, MediaLimits, check_file_bytes
 from service.media.container import kind_of
 from service.media.encoded import EncodedFile
@@ -207,18 +207,18 @@ def _own_bounds(part: MediaPart, bounds: ResizeBounds) -> ResizeBounds:
     """Narrow the checkpoint's bounds to a part's own.
 
     Raises:
-        RequestInvalid: they lie outside, or contradict each other.
+        FieldInvalid: they lie outside, or contradict each other.
     """
     for name, value in (("min_pixels", part.min_pixels), ("max_pixels", part.max_pixels)):
         if value is not None and not bounds.min_pixels <= value <= bounds.max_pixels:
-            raise RequestInvalid(
+            raise FieldInvalid(
                 "value_out_of_range",
                 f"This server takes {name} from {bounds.min_pixels} to {bounds.max_pixels}.",
                 param=name,
             )
     lower, upper = part.min_pixels, part.max_pixels
     if lower is not None and upper is not None and lower > upper:
-        raise RequestInvalid(
+        raise FieldInvalid(
             "value_out_of_range", "min_pixels must not be above max_pixels.", param="min_pixels"
         )
     if upper is None:

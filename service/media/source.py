@@ -8,6 +8,7 @@ from service.errors import ImageRefused
 # Base64's alphabet has no hyphen, so no picture looks like an id.
 _FILE_ID = re.compile(r"file-[A-Za-z0-9]{1,64}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_MAX_SCHEME_CHARS = 32
 
 
 def source_of_url(url: str, param: str) -> Source:
@@ -34,10 +35,13 @@ def source_of_url(url: str, param: str) -> Source:
             )
 
 
-def source_of_text(text: str) -> Source:
-    """Read what a field for pictures in any form holds: as for URLs, and bare base64."""
-    if _FILE_ID.fullmatch(text):
-        return Stored(text)
-    if text[:8].lower().startswith(("http://", "https://")):
-        return Remote(text)
+def source_of_text(text: str, param: str) -> Source:
+    """Read what a field for pictures in any form holds: as for URLs, and bare base64.
+
+    Raises:
+        ImageRefused: as source_of_url does.
+    """
+    # Nor has it a colon.
+    if _FILE_ID.fullmatch(text) or _SCHEME.match(text, 0, _MAX_SCHEME_CHARS):
+        return source_of_url(text, param)
     return Inline(text)

@@ -186,20 +186,20 @@ def _sources(request: ChatRequest, uploads: Uploads, field: str) -> list[tuple[S
             return [(Inline(request.image_base64 or ""), field)]
         case "images" | "files":
             texts: list[str] = getattr(request, field)
-            return [(source_of_text(text), f"{field}[{at}]") for at, text in enumerate(texts)]
+            named = [(text, f"{field}[{place}]") for place, text in enumerate(texts)]
+            return [(source_of_text(text, param), param) for text, param in named]
         case _:
             return [(Bytes(content), field) for content in uploads.get(field, [])]
 
 
 def _part(request: ChatRequest, source: Source, param: str) -> MediaPart:
-    takes_any = param.startswith("file")
     return MediaPart(
         source=source,
         param=param,
-        kinds=ALL_KINDS if takes_any else ("image",),
+        kinds=ALL_KINDS if param.startswith("file") else ("image",),
         min_pixels=request.min_pixels,
         max_pixels=request.max_pixels,
-        pages=request.pages if takes_any else None,
+        pages=request.pages,
     )
 
 
@@ -208,6 +208,10 @@ def _check_parts(request: ChatRequest, *, has_media: bool) -> None:
         if has_media:
             raise RequestInvalid(
                 "field_conflict", "A text_only request takes no image.", param="input_type"
+            )
+        if request.pages is not None:
+            raise RequestInvalid(
+                "field_conflict", "A text_only request has no pages.", param="pages"
             )
     elif not has_media:
         raise ImageRefused(

@@ -96,6 +96,14 @@ BAD_JSON = [
         id="too-many-images",
     ),
     pytest.param(
+        body(input_type="image_only", images=["file:///etc/passwd"]), 400, "image_url_scheme",
+        "images[0]", id="file-url-in-a-list",
+    ),
+    pytest.param(
+        body(input_type="image_only", image_base64=PNG, max_pixels=1), 422, "value_out_of_range",
+        "max_pixels", id="pixels-below-the-server-s",
+    ),
+    pytest.param(
         body(input_type="image_only", image_base64="A" * 200_000), 413, "image_too_large",
         "image_base64", id="large-image",
     ),
@@ -115,6 +123,11 @@ BAD_JSON = [
         body(input_type="image_only", image_base64=PNG), 400, "image_invalid", "image_base64",
         id="broken",
     ),
+    pytest.param(
+        body(input_type="image_only", image_base64=PNG, pages="1"), 400, "field_conflict", "pages",
+        id="pages-of-an-image",
+    ),
+    pytest.param(body(pages="1"), 400, "field_conflict", "pages", id="pages-of-nothing"),
 ]  # fmt: skip
 
 TEXT_PART = part('Content-Disposition: form-data; name="text"', b"Hi", end=b"")
