@@ -136,6 +136,7 @@ class NativeRoutes:
             text_tokens=usage.num_text_tokens,
             image_tokens=usage.num_image_tokens,
             cached_tokens=usage.num_cached_tokens,
+            document_pages=usage.num_pages,
             inference_time_ms=round(exchange.inference_seconds * 1e3, 2),
             gpu_memory_used_gb=gigabytes(stats.gpu_memory_used_bytes if stats else 0),
         )

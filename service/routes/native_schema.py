@@ -99,6 +99,7 @@ class ChatUsage(msgspec.Struct, frozen=True, kw_only=True):
     text_tokens: int
     image_tokens: int
     cached_tokens: Annotated[int, Meta(description="Input tokens that were computed before.")]
+    document_pages: Annotated[int, Meta(description="Pages of documents that were shown.")]
     inference_time_ms: Annotated[
         float, Meta(description="In the engine, from its taking the request to the last token.")
     ]

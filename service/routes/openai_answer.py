@@ -88,6 +88,7 @@ def completion_usage(usage: Usage, num_reasoning_tokens: int) -> reply.Completio
         completion_tokens_details=reply.CompletionTokensDetails(
             reasoning_tokens=num_reasoning_tokens
         ),
+        document_pages=usage.num_pages,
     )
 
 

@@ -35,6 +35,7 @@ class CompletionUsage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+    document_pages: Annotated[int, Meta(description="Pages of documents that were shown.")]
 
 
 class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,6 +64,7 @@ class Usage(NamedTuple):
 
     num_prompt_tokens: text and image tokens together. num_cached_tokens: prompt tokens that came
     from the engine's prefix cache for every answer, so not computed for this request at all.
+    num_pages: of documents; their tokens are image tokens.
     """
 
     num_prompt_tokens: int
@@ -71,6 +72,7 @@ class Usage(NamedTuple):
     num_image_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    num_pages: int
 
 
 def count_usage(
@@ -83,6 +85,7 @@ def count_usage(
         num_image_tokens=prompt.num_image_tokens,
         num_cached_tokens=min((admission.num_cached_tokens for admission in admissions), default=0),
         num_output_tokens=sum(finish.num_output_tokens for finish in finishes),
+        num_pages=prompt.num_pages,
     )
 
 

@@ -61,6 +61,7 @@ class Prompt(NamedTuple):
         default clamps it to this; one whose client named a limit refuses a larger one with
         `require_room`.
     opens_reasoning: the answer begins inside the reasoning, as a thinking model's does.
+    num_pages: of documents.
     """
 
     token_ids: list[int]
@@ -68,6 +69,7 @@ class Prompt(NamedTuple):
     num_image_tokens: int
     max_output_tokens: int
     opens_reasoning: bool = False
+    num_pages: int = 0
 
     def require_room(self, num_tokens: int) -> None:
         """Refuse a request for more output tokens than the context has room for.
@@ -163,6 +165,7 @@ class PromptBuilder:
             num_image_tokens,
             room,
             opens_reasoning(str(segments[-1])),
+            sum(len(medium.pages) for medium in media if isinstance(medium, Document)),
         )
 
     def _render(

@@ -82,6 +82,17 @@ async def test_pages_reach_the_engine_as_pictures_in_the_order_named(service, mo
     assert [vision.pixels[0] > 200 for vision in request.visions] == [False, True]
     assert [vision.pixels[2] > 200 for vision in request.visions] == [True, False]
     assert not any(vision.video for vision in request.visions)
+    assert response.json()["usage"]["document_pages"] == 2
+
+
+async def test_pages_of_all_documents_are_counted_in_the_native_dialect_too(
+    service, document, picture
+):
+    url = as_url(document, "application/pdf")
+    body = {"text": "Compare.", "files": [url, as_url(picture, "image/png"), url]}
+    response = await service.client.post("/v1/chat", json=body)
+
+    assert response.json()["usage"]["document_pages"] == 6
 
 
 @pytest.mark.parametrize(
