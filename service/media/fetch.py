@@ -270,13 +270,18 @@ class Fetcher:
         return addresses
 
     def _headers(self, url: RemoteUrl) -> list[tuple[str, str]]:
+        set_for_host = self._rules.headers_for(url)
+        names = {name.lower() for name in set_for_host}
+        usual = {
+            "Host": url.host_header,
+            "User-Agent": self._user_agent,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
         return [
-            ("Host", url.host_header),
-            ("User-Agent", self._user_agent),
-            ("Accept", "*/*"),
-            ("Accept-Encoding", "identity"),
-            ("Connection", "close"),
-            *self._rules.headers_for(url).items(),
+            *((name, value) for name, value in usual.items() if name.lower() not in names),
+            *set_for_host.items(),
         ]
 
     async def _trust(self) -> ssl.SSLContext:

@@ -29,7 +29,7 @@ class FetchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     fetch_ports: ports that may be asked.
     fetch_headers: headers for a host: `{"cdn.example.com": {"Authorization": "Bearer …"}}`, as
         JSON or as a table of the settings file. Sent over https, or to a private host, and never to
-        another host.
+        another host, in place of the usual ones of the same name.
     fetch_timeout_seconds: for one picture, redirects included.
     fetch_total_seconds: for all pictures of a request.
     max_request_fetches: pictures that are fetched at once for one request.

@@ -647,6 +647,14 @@ async def test_headers_go_to_the_host_they_are_set_for(origin):
     assert "Authorization: Bearer word\r\n" in origin.heads[0]
 
 
+async def test_a_header_that_is_set_takes_the_place_of_the_usual_one(origin):
+    headers = {"127.0.0.1": {"user-agent": "Viewer/1.0"}}
+    await fetch(settings_for(origin, fetch_headers=headers), origin.url())
+
+    agents = [line for line in origin.heads[0].splitlines() if line.lower().startswith("user-a")]
+    assert agents == ["user-agent: Viewer/1.0"]
+
+
 async def test_headers_do_not_go_where_a_redirect_leads(origin):
     async with serving("127.0.0.2") as other:
         origin.answers["/go"] = redirected(other.url(host="127.0.0.2"))
