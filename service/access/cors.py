@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-_EXPOSED = b"retry-after, retry-after-ms, server-timing, x-request-id, x-should-retry, x-stream-id"
+_EXPOSED = (
+    b"retry-after, retry-after-ms, server-timing, x-ignored-params, x-request-id, x-should-retry, "
+    b"x-stream-id"
+)
 _METHODS = b"GET, POST, DELETE"
 _DEFAULT_HEADERS = b"authorization, content-type, x-api-key, x-request-id"
 _PREFLIGHT_SECONDS = b"7200"  # the most that browsers keep

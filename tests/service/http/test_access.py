@@ -269,7 +269,7 @@ async def test_pages_of_a_named_origin_may_call(guarded, key):
         assert response.headers["x-request-id"]
     for response in (answered, refused):
         exposed = response.headers["access-control-expose-headers"]
-        assert {"x-request-id", "retry-after"} <= set(exposed.split(", "))
+        assert {"x-request-id", "retry-after", "x-ignored-params"} <= set(exposed.split(", "))
 
 
 @pytest.mark.parametrize(
