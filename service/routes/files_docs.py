@@ -1,12 +1,13 @@
 """What the API document says of the paths under /v1/files."""
 
-from service.http.error_reply import ErrorEnvelope
+from service.http.error_reply import PROBLEM_MEDIA_TYPE, ErrorEnvelope, Problem
 from service.openapi import Content, Operation, Reply, Schema, schema_of_fields
 from service.routes.files_schema import FileDeleted, FileList, FileObject, ListQuery, UploadFields
 
-_ERROR = (Content("application/json", ErrorEnvelope),)
+_ERROR = (Content("application/json", ErrorEnvelope), Content(PROBLEM_MEDIA_TYPE, Problem))
 _FILE = (Content("application/json", FileObject),)
 _NOT_FOUND = {404: Reply("There is no such file of yours, or it has expired.", _ERROR)}
+_FAILURES = {500: Reply("The service failed.", _ERROR), 503: Reply("At capacity.", _ERROR)}
 
 
 def _upload_form() -> Schema:
@@ -34,7 +35,8 @@ FILE_OPERATIONS = (
             408: Reply("The body did not arrive in time.", _ERROR),
             413: Reply("The file is too large, or your files leave no room for it.", _ERROR),
             415: Reply("The body is no form.", _ERROR),
-            503: Reply("There is no room for another file.", _ERROR),
+            500: Reply("The service failed.", _ERROR),
+            503: Reply("At capacity, or there is no room for another file.", _ERROR),
         },
         tag="files",
     ),
@@ -48,7 +50,8 @@ FILE_OPERATIONS = (
         replies={
             200: Reply("A piece of the list.", (Content("application/json", FileList),)),
             400: Reply("The query is malformed.", _ERROR),
-        },
+        }
+        | _FAILURES,
         tag="files",
     ),
     Operation(
@@ -56,7 +59,7 @@ FILE_OPERATIONS = (
         path="/v1/files/{file_id}",
         summary="Describe a file",
         description="As after its upload.",
-        replies={200: Reply("The file.", _FILE)} | _NOT_FOUND,
+        replies={200: Reply("The file.", _FILE)} | _NOT_FOUND | _FAILURES,
         tag="files",
     ),
     Operation(
@@ -70,7 +73,8 @@ FILE_OPERATIONS = (
                 (Content("application/octet-stream", {"type": "string", "format": "binary"}),),
             )
         }
-        | _NOT_FOUND,
+        | _NOT_FOUND
+        | _FAILURES,
         tag="files",
     ),
     Operation(
@@ -79,7 +83,8 @@ FILE_OPERATIONS = (
         summary="Delete a file",
         description="Requests that have begun to read it go on.",
         replies={200: Reply("It is gone.", (Content("application/json", FileDeleted),))}
-        | _NOT_FOUND,
+        | _NOT_FOUND
+        | _FAILURES,
         tag="files",
     ),
 )

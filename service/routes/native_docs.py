@@ -1,5 +1,6 @@
 """What the API document says of the native dialect's paths."""
 
+from service.http.error_reply import PROBLEM_MEDIA_TYPE, Problem
 from service.openapi import (
     EVENT_STREAM,
     SERVER_TIMING_HEADER,
@@ -18,7 +19,7 @@ from service.routes.native_schema import (
     ErrorReply,
 )
 
-_ERROR = (Content("application/json", ErrorReply),)
+_ERROR = (Content("application/json", ErrorReply), Content(PROBLEM_MEDIA_TYPE, Problem))
 _JSON_OR_FORM = (
     "The body is JSON, or a form with the same fields as text and one or several files in "
     "`image`, or in `file`, which takes PDFs and videos as well; several files are shown in order. "
@@ -27,7 +28,11 @@ _JSON_OR_FORM = (
     "from what else is there. Of a JSON key given twice the last counts."
 )
 _ERRORS = {
-    400: Reply("The body cannot be read, or the image cannot be used.", _ERROR),
+    400: Reply(
+        "The body cannot be read, fields exclude each other, a medium cannot be used, or the "
+        "request does not fit the model's context.",
+        _ERROR,
+    ),
     404: Reply("There is no such file of yours, or it has expired.", _ERROR),
     408: Reply("The body did not arrive in time.", _ERROR),
     413: Reply("The body, an image or all images together are too large.", _ERROR),

@@ -119,6 +119,15 @@ async def test_documented_fields_of_replies_are_the_real_ones(service, document)
     assert set(schemas["Health"]["properties"]) == set(health.json())
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/chat", "/v1/chat/stream", "/v1/chat/completions", "/v1/files", "/v1/preview"]
+)
+def test_errors_are_documented_in_both_shapes(document, path):
+    contents = document["paths"][path]["post"]["responses"]["400"]["content"]
+
+    assert set(contents) == {"application/json", "application/problem+json"}
+
+
 def test_every_error_code_is_in_the_document(document):
     assert all(f"`{code}`" in document["info"]["description"] for code in ERROR_CODES)
 
