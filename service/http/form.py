@@ -212,7 +212,9 @@ def _text(content: bytes) -> str:
 def _refuse(error: Exception) -> NoReturn:
     if isinstance(error, ParserLimitReached):
         raise TooLarge(
-            "multipart_too_many_parts", "The form has too many parts, or a part too many headers."
+            "multipart_too_many_parts",
+            f"A form may have {_MAX_PARTS} parts, and a part {_MAX_HEADERS_PER_PART} headers of "
+            f"{_MAX_HEADER_BYTES} bytes.",
         ) from None
     raise _multipart_invalid() from None
 

@@ -273,4 +273,9 @@ def _length(value: object) -> int:
 
 
 def _too_complex(param: str) -> RequestInvalid:
-    return RequestInvalid("grammar_too_complex", "The output schema is too complex.", param=param)
+    return RequestInvalid(
+        "grammar_too_complex",
+        f"A request's output schemas may have {MAX_SCHEMA_BYTES} bytes, {MAX_PROPERTIES} "
+        f"properties, {MAX_ENUM_VALUES} enum values and {MAX_DEPTH} levels.",
+        param=param,
+    )
