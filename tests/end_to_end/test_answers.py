@@ -5,7 +5,6 @@ import anyio
 import httpx
 import pytest
 
-COUNTED = ", ".join(str(number) for number in range(1, 31))
 DESCRIBE = "What is in this image?"
 
 
@@ -69,26 +68,28 @@ def test_a_question_without_a_picture_is_answered_in_its_language(client, ask):
     ]
 
 
-def test_a_stream_brings_the_same_text_in_pieces_and_ends_once(client, ask, events):
+def test_a_stream_brings_the_same_text_in_pieces_and_ends_once(client, ask, events, counted_to_30):
     question = ask("Count from 1 to 30")
     whole = client.post("/v1/chat", json=question).json()
 
     with client.stream("POST", "/v1/chat/stream", json=question) as response:
         told = events(response)
 
-    assert "".join(str(event["chunk"]) for event in told) == whole["result"] == COUNTED
+    assert "".join(str(event["chunk"]) for event in told) == whole["result"] == counted_to_30
     assert len(told) > 2
     assert [event["done"] for event in told] == [False] * (len(told) - 1) + [True]
     assert told[-1]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
 
 
-async def test_64_mixed_requests_at_once_each_get_their_own_answer(service, picture, ask, events):
+async def test_64_mixed_requests_at_once_each_get_their_own_answer(
+    service, picture, ask, events, counted_to_30
+):
     circle, square = picture("red", "circle"), picture("blue", "square")
     kinds = [
         (ask("Hello"), "Hello! Show me a picture."),
         (ask(DESCRIBE, circle), "a red circle"),
         (ask("What is in the second image?", circle, square), "a blue square"),
-        (ask("Count from 1 to 30"), COUNTED),
+        (ask("Count from 1 to 30"), counted_to_30),
         (ask("请描述这张图片", circle), "一个红色的圆形"),
         (ask("What shape is blue?", square), "square"),
         (ask("What is in the first image?", square, circle), "a blue square"),

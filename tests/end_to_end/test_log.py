@@ -92,9 +92,7 @@ def test_no_payload_reaches_the_log(
 ) -> None:
     # Traces go nowhere; that, too, is talked about.
     traces = ("--otel-endpoint", "http://127.0.0.1:9")
-    service = start_service(
-        "--workers", "1", "--log-level", "debug", "--log-format", "json", *traces
-    )
+    service = start_service("--workers", "1", "--log-level", "debug", *traces)
     png = picture("red", "circle")
     statuses: set[int] = set()
     answers: list[str] = []
@@ -116,7 +114,7 @@ def test_no_payload_reaches_the_log(
         leave_early(client)
         counting = threading.Thread(target=count)
         counting.start()
-        for process in service.image_processes():
+        for process in service.decoders():
             process.kill()
         service.inference().send_signal(signal.SIGKILL)
         counting.join()

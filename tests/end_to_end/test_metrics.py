@@ -6,47 +6,26 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from running_service import Figures, RunningService
 
 NUM_WORKERS = 2
+# How the names of counters and of histograms' samples end.
+COUNTED = ("_total", "_bucket", "_count", "_sum")
 
 
 @pytest.fixture(scope="module")
-def counted(start_service: Callable[..., Any]) -> Any:
+def counted(start_service: Callable[..., RunningService]) -> RunningService:
     """A service of its own, so that nobody else's requests are counted."""
-    return start_service("--workers", str(NUM_WORKERS), "--log-format", "json")
-
-
-class Figures(dict[str, float]):
-    """A scrape: the value of every sample, by its name and labels as they are written."""
-
-    def sums(self, name: str) -> float:
-        return sum(value for key, value in self.items() if key.split("{")[0] == name)
-
-
-def scrape(service: Any) -> Figures:
-    text = httpx.get(f"{service.url}/metrics", timeout=30).text
-    return Figures(
-        (sample.name + "{" + ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items())), value)
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if (value := sample.value) is not None and family.type != "gauge"
-    )
-
-
-def gauge(service: Any, name: str) -> float:
-    text = httpx.get(f"{service.url}/metrics", timeout=30).text
-    (family,) = [each for each in text_string_to_metric_families(text) if each.name == name]
-    return sum(sample.value for sample in family.samples)
+    return start_service("--workers", str(NUM_WORKERS))
 
 
 def has_fallen(before: Figures, after: Figures) -> list[str]:
-    return [key for key, value in before.items() if after.get(key, 0.0) < value]
+    counted = [key for key in before if key.partition("{")[0].endswith(COUNTED)]
+    return [key for key in counted if after.get(key, 0.0) < before[key]]
 
 
 def rise(before: Figures, after: Figures, name: str) -> float:
@@ -59,7 +38,7 @@ class Clients:
     usages: of the answers that came whole. num_broken: connections that ended before.
     """
 
-    def __init__(self, service: Any, questions: list[dict[str, object]]) -> None:
+    def __init__(self, service: RunningService, questions: list[dict[str, object]]) -> None:
         self.usages: list[dict[str, int]] = []
         self.num_broken = 0
         self._url = f"{service.url}/v1/chat"
@@ -99,7 +78,11 @@ def kill(*processes: psutil.Process) -> None:
 
 
 def answered(figures: Figures) -> float:
-    return figures.get("loupe_requests_total{route=/v1/chat,status=200", 0.0)
+    return figures.get("loupe_requests_total{route=/v1/chat,status=200}", 0.0)
+
+
+def engine_bytes(service: RunningService) -> float:
+    return service.scrape().sums("loupe_engine_rss_bytes")
 
 
 @pytest.mark.slow
@@ -109,17 +92,17 @@ def test_counters_never_fall_and_add_up_over_the_engines_death(
     questions = [
         ask("What is in this image?", picture(color, "circle")) for color in ("red", "blue")
     ]
-    before = last = scrape(counted)
+    before = last = counted.scrape()
 
     with Clients(counted, [*questions, ask("Count from 1 to 30")]) as clients:
         wait_until(lambda: len(clients.usages) >= 9, explain=counted.log)
         kill(counted.inference())
         for _ in range(10):
-            figures = scrape(counted)
+            figures = counted.scrape()
             assert has_fallen(last, figures) == []
             last = figures
         wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
-    after = scrape(counted)
+    after = counted.scrape()
 
     def usage(field: str) -> int:
         return sum(usage[field] for usage in clients.usages)
@@ -139,12 +122,12 @@ def test_counters_never_fall_and_add_up_over_the_engines_death(
 
 @pytest.mark.slow
 def test_what_ended_just_before_its_worker_was_killed_is_counted(counted, ask, wait_until) -> None:
-    before = scrape(counted)
+    before = counted.scrape()
 
     reply = httpx.post(f"{counted.url}/v1/chat", json=ask("Count from 1 to 5"), timeout=60)
     kill(*counted.workers())
     wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
-    after = scrape(counted)
+    after = counted.scrape()
 
     assert has_fallen(before, after) == []
     assert answered(after) - answered(before) == 1
@@ -157,31 +140,31 @@ def test_what_ended_just_before_its_worker_was_killed_is_counted(counted, ask, w
 def test_what_the_engine_did_just_before_it_was_killed_is_counted(
     counted, picture, ask, wait_until
 ) -> None:
-    before = scrape(counted)
+    before = counted.scrape()
 
     question = ask("What is in this image?", picture("green", "square"))
     httpx.post(f"{counted.url}/v1/chat", json=question, timeout=60)
-    wait_until(lambda: gauge(counted, "loupe_engine_rss_bytes") > 0)
+    wait_until(lambda: engine_bytes(counted) > 0)
     kill(counted.inference())
-    wait_until(lambda: gauge(counted, "loupe_engine_rss_bytes") == 0)  # the dead hold nothing
-    after = scrape(counted)
+    wait_until(lambda: engine_bytes(counted) == 0)  # the dead hold nothing
+    after = counted.scrape()
     wait_until(lambda: counted.is_whole(NUM_WORKERS), explain=counted.log)
 
-    assert gauge(counted, "loupe_num_requests_running") == 0
+    assert counted.scrape().sums("loupe_num_requests_running") == 0
     assert rise(before, after, "loupe_embedding_cache_queries_total") == 1
     assert rise(before, after, "loupe_images_total") == 1
 
 
 def test_what_is_no_request_is_counted_as_refused(counted) -> None:
-    before = scrape(counted)
+    before = counted.scrape()
     address = httpx.URL(counted.url)
 
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
         assert b" 400 " in connection.recv(4096)
-    after = scrape(counted)
+    after = counted.scrape()
 
-    refused = "loupe_requests_refused_total{code=http_invalid"
+    refused = "loupe_requests_refused_total{code=http_invalid}"
     assert after[refused] - before.get(refused, 0) == 1
 
 

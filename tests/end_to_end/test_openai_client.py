@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 MODEL = "demo"
 DESCRIBE = "What is in this image?"
-COUNTED = ", ".join(str(number) for number in range(1, 31))
 PAINT = {
     "type": "function",
     "function": {
@@ -85,7 +84,7 @@ def test_a_conversation_goes_on_behind_its_own_answer(openai_client, picture):
     assert second.usage.prompt_tokens > 2 * 40
 
 
-def test_a_stream_brings_the_same_in_pieces(openai_client):
+def test_a_stream_brings_the_same_in_pieces(openai_client, counted_to_30):
     with openai_client.chat.completions.create(
         model=MODEL,
         messages=say("Count from 1 to 30"),
@@ -97,13 +96,13 @@ def test_a_stream_brings_the_same_in_pieces(openai_client):
 
     *answering, last = chunks
     text = "".join(chunk.choices[0].delta.content or "" for chunk in answering)
-    assert text == COUNTED
+    assert text == counted_to_30
     assert len(answering) > 3
     assert answering[-1].choices[0].finish_reason == "stop"
     assert last.usage.completion_tokens > 10
 
 
-async def test_the_asynchronous_client_is_answered(async_client, picture):
+async def test_the_asynchronous_client_is_answered(async_client, picture, counted_to_30):
     completion = await async_client.chat.completions.create(
         model=MODEL, messages=say(DESCRIBE, picture("blue", "square")), temperature=0
     )
@@ -113,17 +112,17 @@ async def test_the_asynchronous_client_is_answered(async_client, picture):
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
 
     assert completion.choices[0].message.content == "a blue square"
-    assert "".join(pieces) == COUNTED
+    assert "".join(pieces) == counted_to_30
 
 
-def test_the_stream_helper_gathers_the_answer(openai_client):
+def test_the_stream_helper_gathers_the_answer(openai_client, counted_to_30):
     with openai_client.chat.completions.stream(
         model=MODEL, messages=say("Count from 1 to 30"), temperature=0
     ) as stream:
         pieces = [event.delta for event in stream if isinstance(event, ContentDeltaEvent)]
         final = stream.get_final_completion()
 
-    assert "".join(pieces) == final.choices[0].message.content == COUNTED
+    assert "".join(pieces) == final.choices[0].message.content == counted_to_30
 
 
 def test_an_answer_is_parsed_into_a_model_of_pydantic(openai_client, picture):

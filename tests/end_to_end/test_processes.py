@@ -1,7 +1,6 @@
 import io
 import re
 import stat
-from pathlib import Path
 
 import httpx
 import pytest
@@ -38,7 +37,7 @@ def test_four_workers_share_one_inference_process(service):
         "loupe worker 2",
         "loupe worker 3",
     ]
-    assert titles(service.processes()[:1]) == ["loupe supervisor"]
+    assert titles(service.family()[:1]) == ["loupe supervisor"]
 
 
 def test_only_the_inference_process_maps_torch(service):
@@ -48,7 +47,7 @@ def test_only_the_inference_process_maps_torch(service):
     assert maps_torch(service.inference())
     assert [
         process.pid
-        for process in service.processes()
+        for process in service.family()
         if process.pid != service.inference().pid and maps_torch(process)
     ] == []
 
@@ -60,10 +59,4 @@ def test_a_web_worker_stays_under_90_megabytes(service):
 
 
 def test_the_runtime_folder_is_closed_to_others(service):
-    address = next(
-        connection.laddr
-        for connection in service.inference().net_connections("unix")
-        if connection.laddr
-    )
-
-    assert stat.S_IMODE(Path(address).parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(service.runtime_folder().stat().st_mode) == 0o700

@@ -8,14 +8,12 @@ import signal
 import stat
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-COUNTED = ", ".join(str(number) for number in range(1, 31))
 RESUMABLE = {"x-resumable": "true"}
 NATIVE, OPENAI = "/v1/chat/stream", "/v1/chat/completions"
 
@@ -153,18 +151,18 @@ def test_a_dropped_stream_goes_on_at_another_worker(service, counting):
 
 
 @pytest.mark.slow
-def test_the_native_stream_can_be_resumed_as_well(service, ask):
+def test_the_native_stream_can_be_resumed_as_well(service, ask, counted_to_30):
     follower = Follower(service, NATIVE, ask("Count from 1 to 30"))
     follower.begin(num_events=1)
 
     follower.come_back(num_events=2)
     follower.come_back()
 
-    assert_is_whole(follower, COUNTED)
+    assert_is_whole(follower, counted_to_30)
 
 
 @pytest.mark.slow
-def test_a_stream_outlives_its_worker(service, counting):
+def test_a_stream_outlives_its_worker(service, counting, counted_to_30):
     follower = Follower(service, OPENAI, counting)
     engine = service.inference()
     worker = follower.begin(num_events=1, hold=engine)
@@ -174,12 +172,12 @@ def test_a_stream_outlives_its_worker(service, counting):
     follower.come_back(num_events=5)
     follower.come_back()
 
-    assert_is_whole(follower, COUNTED)
+    assert_is_whole(follower, counted_to_30)
     assert "stream_adopted" in service.log()
 
 
 @pytest.mark.slow
-def test_a_stream_outlives_its_worker_and_the_engine(service, counting):
+def test_a_stream_outlives_its_worker_and_the_engine(service, counting, counted_to_30):
     follower = Follower(service, OPENAI, counting)
     engine = service.inference()
     worker = follower.begin(num_events=1, hold=engine)
@@ -188,7 +186,7 @@ def test_a_stream_outlives_its_worker_and_the_engine(service, counting):
 
     follower.come_back()
 
-    assert_is_whole(follower, COUNTED)
+    assert_is_whole(follower, counted_to_30)
 
 
 @pytest.mark.slow
@@ -219,7 +217,7 @@ def test_a_stream_about_a_picture_outlives_both_too(service, counting, picture):
 
 
 @pytest.mark.slow
-def test_a_client_that_reads_on_notices_nothing_of_a_dead_owner(service, counting):
+def test_a_client_that_reads_on_notices_nothing_of_a_dead_owner(service, counting, counted_to_30):
     follower = Follower(service, OPENAI, counting)
     engine = service.inference()
     first = follower.begin(num_events=1, hold=engine)
@@ -234,7 +232,7 @@ def test_a_client_that_reads_on_notices_nothing_of_a_dead_owner(service, countin
     timer.join()
 
     assert second != first
-    assert_is_whole(follower, COUNTED)
+    assert_is_whole(follower, counted_to_30)
 
 
 @pytest.mark.slow
@@ -253,10 +251,4 @@ def test_nothing_is_left_to_tell_of_a_stream_that_was_told(service, ask):
 
 
 def test_journals_are_for_this_service_alone(service):
-    address = next(
-        connection.laddr
-        for connection in service.inference().net_connections("unix")
-        if connection.laddr
-    )
-
-    assert stat.S_IMODE((Path(address).parent / "streams").stat().st_mode) == 0o700
+    assert stat.S_IMODE((service.runtime_folder() / "streams").stat().st_mode) == 0o700

@@ -73,9 +73,7 @@ def test_a_request_is_one_trace_below_its_callers_span(
     start_service, collector, picture, ask, monkeypatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    service = start_service(
-        "--workers", "1", "--log-format", "json", "--otel-endpoint", collector.url
-    )
+    service = start_service("--workers", "1", "--otel-endpoint", collector.url)
     question = ask("What is in this image?", picture("red", "circle"))
     headers = {"traceparent": f"00-{TRACE_ID}-{CALLERS_SPAN_ID}-01", "x-request-id": "traced"}
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import psutil
@@ -127,6 +128,15 @@ class RunningService:
             if connection.laddr
         ]
         return Path(str(addresses[0])).parent
+
+    def num_connections(self) -> int:
+        """How many connections of clients its workers have."""
+        port = urlsplit(self.url).port
+        return sum(
+            connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
+            for worker in self.workers()
+            for connection in worker.net_connections("tcp")
+        )
 
     def scrape(self) -> "Figures":
         """All of /metrics."""
