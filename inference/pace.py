@@ -16,6 +16,8 @@ _FORGOTTEN_AFTER_SECONDS = 60.0
 _MOST_FACTOR = 4.0
 # The same for the time from token to token: about as many steps as an answer takes.
 _WEIGHT_OF_STEP = 0.03
+# A step with prompts in it takes many times as long as one without, and nothing stood still.
+_MOST_FACTOR_OF_STEP = 20.0
 # Of a mixed step, for its prompts: one step may be quicker than such steps are on average.
 _LEAST_SHARE = 0.1
 
@@ -31,9 +33,9 @@ class _Point(NamedTuple):
         """It was measured too long ago to count."""
         return now - self.measured_time > _FORGOTTEN_AFTER_SECONDS
 
-    def towards(self, seconds: float, weight: float) -> float:
-        """Its seconds after one more measurement."""
-        believed = min(seconds, _MOST_FACTOR * self.seconds or seconds)
+    def towards(self, seconds: float, weight: float, most_factor: float) -> float:
+        """Its seconds after one more measurement, of which no more counts than so many of them."""
+        believed = min(seconds, most_factor * self.seconds or seconds)
         return self.seconds + weight * (believed - self.seconds)
 
 
@@ -52,7 +54,7 @@ class Curve:
         else:
             self._points[number] = _Point(
                 known.size + _WEIGHT * (size - known.size),
-                known.towards(seconds, _WEIGHT),
+                known.towards(seconds, _WEIGHT, _MOST_FACTOR),
                 now,
             )
 
@@ -169,7 +171,9 @@ class Pace:
         if known is None or known.is_forgotten(now):
             self._token = _Point(num_decodes, seconds, now)
             return
-        self._token = _Point(num_decodes, known.towards(seconds, _WEIGHT_OF_STEP), now)
+        self._token = _Point(
+            num_decodes, known.towards(seconds, _WEIGHT_OF_STEP, _MOST_FACTOR_OF_STEP), now
+        )
 
     def _token_seconds(self, num_decodes: int, now: float) -> float:
         """Seconds from token to token: of late, with the prompts of others in between.
