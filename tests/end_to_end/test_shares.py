@@ -7,16 +7,22 @@ import threading
 import httpx
 import pytest
 
-KEYS = {"counted": "loupe_counted", "heavy": "loupe_heavy", "light": "loupe_light"}
+KEYS = {
+    "counted": "loupe_counted",
+    "seldom": "loupe_seldom",
+    "heavy": "loupe_heavy",
+    "light": "loupe_light",
+}
+QUOTAS = {"counted": "requests_per_minute = 5\n", "seldom": "tokens_per_minute = 1\n"}
 
 
 @pytest.fixture(scope="module")
 def shared(start_service, tmp_path_factory):
-    """A service whose engine runs two sequences at a time, for three keys."""
+    """A service whose engine runs two sequences at a time, for four keys."""
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
     tables = [
         f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
-        + ("requests_per_minute = 5\n" if name == "counted" else "")
+        + QUOTAS.get(name, "")
         for name, key in KEYS.items()
     ]
     file.write_text("\n".join(tables))
@@ -40,6 +46,19 @@ def test_a_quota_is_one_for_all_workers(shared, ask):
         assert reply.json()["code"] == "rate_limited"
         assert 1 <= int(reply.headers["retry-after"]) <= 12
         assert reply.headers["x-should-retry"] == "true"
+
+
+def test_a_quota_outlives_the_engine(shared, ask, wait_until):
+    first = post(shared, "seldom", ask("Hello!"))
+    engine = shared.inference()
+    engine.kill()
+    engine.wait()
+    wait_until(lambda: shared.is_whole(num_workers=2), explain=shared.log)
+
+    replies = [post(shared, name, ask("Hello!")) for name in ("seldom", "heavy")]
+
+    assert first.status_code == 200
+    assert [reply.status_code for reply in replies] == [429, 200]
 
 
 def test_who_asks_for_little_does_not_wait_for_who_asks_for_much(shared, ask):

@@ -8,8 +8,9 @@ import base64
 import contextlib
 import io
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -35,7 +36,8 @@ class Outcome(msgspec.Struct):
     """What a client saw.
 
     status: 0 where no answer began. is_whole: the response came to its end. has_left: the client
-    did not wait for that. seconds: from sending to the last byte.
+    did not wait for that. seconds: from sending to the last byte. stream_id: of a stream that may
+    be come back to.
     """
 
     request_id: str
@@ -45,6 +47,7 @@ class Outcome(msgspec.Struct):
     has_left: bool = False
     body: bytes = b""
     seconds: float = 0.0
+    stream_id: str = ""
 
     @property
     def is_broken(self) -> bool:
@@ -64,8 +67,12 @@ class Outcome(msgspec.Struct):
 
     def events(self) -> list[dict[str, Any]]:
         """The events of a stream."""
-        lines = self.body.decode().split("\n\n")
+        lines = self.body.decode().split("\n")
         return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+    def numbers(self) -> list[int]:
+        """The ids of the events of a resumable stream."""
+        return [int(number) for number in re.findall(rb"^id: \w+:(\d+)$", self.body, re.MULTILINE)]
 
     def code(self) -> str:
         """The error's code; empty where there was none."""
@@ -97,6 +104,10 @@ class _Reader:
     def on_headers_complete(self) -> None:
         self._outcome.status = self.parser.get_status_code()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"x-stream-id":
+            self._outcome.stream_id = value.decode()
+
     def on_body(self, body: bytes) -> None:
         self._outcome.body += body
 
@@ -109,23 +120,45 @@ async def ask(
 ) -> Outcome:
     """Ask on a connection of its own; leave_after: seconds, wherever that may be."""
     outcome = Outcome(request_id, PATHS[question.dialect])
+    await _exchange(url, _question(url, question, outcome), outcome, leave_after)
+    return outcome
+
+
+async def come_back(url: str, outcome: Outcome, leave_after: float | None = None) -> None:
+    """Get the rest of a resumable stream; an event of which a part had come is told again."""
+    head, end, _ = outcome.body.rpartition(b"\n\n")
+    outcome.body = head + end
+    last = outcome.numbers()[-1:]
+    headers = {"Host": urlsplit(url).netloc, "Connection": "close"}
+    if last:
+        headers["Last-Event-ID"] = f"{outcome.stream_id}:{last[0]}"
+    rest = Outcome(outcome.request_id, outcome.path)
+    message = _head("GET", f"/v1/streams/{outcome.stream_id}", headers)
+    await _exchange(url, message, rest, leave_after)
+    outcome.is_whole, outcome.has_left = rest.is_whole, rest.has_left
+    if rest.status in (200, 204):
+        outcome.body += rest.body
+    elif rest.status:
+        outcome.status, outcome.body = rest.status, rest.body
+
+
+async def _exchange(url: str, message: bytes, outcome: Outcome, leave_after: float | None) -> None:
     began = time.perf_counter()
     try:
         async with asyncio.timeout(leave_after):
-            await _exchange(url, question, outcome)
+            await _converse(url, message, outcome)
     except TimeoutError:
         outcome.has_left = not outcome.is_whole
     except (OSError, httptools.HttpParserError):
         pass  # broken: the outcome says so
     outcome.seconds = time.perf_counter() - began
-    return outcome
 
 
-async def _exchange(url: str, question: Question, outcome: Outcome) -> None:
+async def _converse(url: str, message: bytes, outcome: Outcome) -> None:
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
-        writer.write(_message(address.netloc, question, outcome))
+        writer.write(message)
         response = _Reader(outcome)
         while not outcome.is_whole and (received := await reader.read(_READ_BYTES)):
             response.parser.feed_data(received)
@@ -134,18 +167,22 @@ async def _exchange(url: str, question: Question, outcome: Outcome) -> None:
         writer.transport.abort()
 
 
-def _message(host: str, question: Question, outcome: Outcome) -> bytes:
+def _question(url: str, question: Question, outcome: Outcome) -> bytes:
     body = json.dumps(question.body).encode()
     headers = {
-        "Host": host,
+        "Host": urlsplit(url).netloc,
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "X-Request-Id": outcome.request_id,
         "Connection": "close",
         **dict(question.headers),
     }
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"POST {outcome.path} HTTP/1.1\r\n{head}\r\n".encode() + body
+    return _head("POST", outcome.path, headers) + body
+
+
+def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode()
 
 
 async def ask_all(

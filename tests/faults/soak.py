@@ -1,5 +1,7 @@
 """Many requests, every picture another one, with clients that leave and requests that fail.
 
+Some streams are resumable: their clients leave, come back, and must get every event once.
+
     python tests/faults/soak.py [--seconds 600] [--workers 2]
 
 Afterwards memory, descriptors, blocks and processes must be what they were when it was warm. What
@@ -18,15 +20,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asking import Question, ask, native, openai, picture
+from asking import Outcome, Question, ask, come_back, native, openai, picture
 from audit import leftovers
+from mixture import COUNTED
 from running_service import Holdings, RunningService
 
 _MIB = 1024 * 1024
 _LOOK_SECONDS = 1.0
 # Pools that are soon full: a page counts as memory from its first use on.
 SMALL_POOLS = ("--kv-cache-bytes", str(64 * _MIB), "--embedding-cache-bytes", str(8 * _MIB))
+# Told streams are kept for so long; thousands of them are asked for here.
+SHORT_STREAMS = ("--resume-seconds", "2")
 _PICTURED = "What is in this image?"
+_RESUMABLE = (("X-Resumable", "true"),)
+_MOST_RETURNS = 4
 
 
 class Sample(NamedTuple):
@@ -50,7 +57,11 @@ class Growth(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How a soak went. codes: how many clients left, or saw which error or status; 0 is broken."""
+    """How a soak went.
+
+    codes: how many clients left, or saw which error or status; 0 is broken. `resumed` came back to
+    their streams and got every event once; `torn` did not.
+    """
 
     codes: Counter[str]
     samples: list[Sample]
@@ -72,8 +83,34 @@ def questions(seed: int) -> Iterator[Question]:
             native(_PICTURED, b"no picture at all"),
             native("Hello!", temperature=9),
             native(_PICTURED, shown, deadline_ms=1 + number % 50),
+            native(_PICTURED, shown, stream=True)._replace(headers=_RESUMABLE),
+            native("Count from 1 to 30", stream=True)._replace(headers=_RESUMABLE),
         ]
-        yield dice.choices(kinds, [6, 6, 1, 2, 2, 1, 1, 1, 1])[0]
+        yield dice.choices(kinds, [6, 6, 1, 2, 2, 1, 1, 1, 1, 1, 1])[0]
+
+
+async def ask_and_return(
+    url: str, question: Question, request_id: str, dice: random.Random
+) -> Outcome:
+    """Ask for a resumable stream, leave at some moment and come back, until all of it is told."""
+    outcome = await ask(url, question, request_id, dice.uniform(0, 0.3))
+    for number in range(_MOST_RETURNS):
+        if outcome.is_whole or not outcome.stream_id:
+            break
+        is_last = number == _MOST_RETURNS - 1
+        await come_back(url, outcome, None if is_last else dice.uniform(0, 0.2))
+    return outcome
+
+
+def code_of_return(question: Question, outcome: Outcome) -> str:
+    """Tell how a resumable stream went; one whose id never came was nobody's to come back to."""
+    if not outcome.stream_id or outcome.code():
+        return "left" if outcome.has_left else outcome.code() or str(outcome.status)
+    events, numbers = outcome.events(), outcome.numbers()
+    is_told = outcome.is_whole and bool(events) and events[-1]["done"]
+    is_right = "Count" not in question.body["text"] or outcome.texts() == [COUNTED]
+    once = numbers == list(range(1, len(events) + 1))
+    return "resumed" if is_told and is_right and once else "torn"
 
 
 async def soak(service: RunningService, seconds: float, *, concurrency: int, seed: int) -> Course:
@@ -87,8 +124,13 @@ async def soak(service: RunningService, seconds: float, *, concurrency: int, see
     async def client() -> None:
         while time.monotonic() < began + seconds:
             number, question = next(asked)
+            name = f"soak{seed}-{number}"
+            if question.headers == _RESUMABLE:
+                outcome = await ask_and_return(service.url, question, name, dice)
+                codes[code_of_return(question, outcome)] += 1
+                continue
             leave_after = dice.uniform(0, 0.3) if dice.random() < 0.25 else None
-            outcome = await ask(service.url, question, f"soak{seed}-{number}", leave_after)
+            outcome = await ask(service.url, question, name, leave_after)
             codes["left" if outcome.has_left else outcome.code() or str(outcome.status)] += 1
 
     async def look() -> None:
@@ -134,7 +176,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        service = RunningService(Path(folder), "--workers", arguments.workers, *SMALL_POOLS)
+        service = RunningService(
+            Path(folder), "--workers", arguments.workers, *SMALL_POOLS, *SHORT_STREAMS
+        )
         try:
             service.wait_until_ready()
             course = asyncio.run(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from asking import Outcome, ask, ask_all, native, picture, run_with
+from asking import Outcome, Question, ask, ask_all, native, picture, run_with
 from audit import account
 from mixture import PICTURED, is_right, mixed, wrong
 from rest import check_rest
@@ -170,6 +170,46 @@ def test_a_supervisor_that_sleeps_is_not_missed(service, at_rest):
     assert wrong(questions, outcomes) == []
     assert account(service, outcomes, before, prefix=prefix) == []
     assert [service.inference(), *service.workers()] == [engine, *workers]
+    check_rest(service, at_rest)
+
+
+@pytest.mark.slow
+def test_a_machine_that_stands_still_for_a_while_costs_no_request_and_no_process(service, at_rest):
+    """For longer than any process may be silent, as a paused container or virtual machine."""
+    family = service.family()
+    engine, workers = service.inference(), service.workers()
+    questions, prefix = mixed(30), "frozen"
+    before = service.scrape()
+
+    def freeze() -> None:
+        for each in family:
+            each.suspend()
+        time.sleep(8.0)
+        for each in family:  # the supervisor first: it must wait to hear from the others
+            each.resume()
+
+    outcomes = run_with(service.url, questions, prefix, freeze, after=0.1)
+
+    assert wrong(questions, outcomes) == []
+    assert account(service, outcomes, before, prefix=prefix) == []
+    assert [service.inference(), *service.workers()] == [engine, *workers]
+    check_rest(service, at_rest)
+
+
+@pytest.mark.slow
+def test_who_leaves_and_asks_again_by_the_same_id_gets_an_answer_of_its_own(service, at_rest):
+    async def run() -> list[tuple[Question, Outcome]]:
+        seen: list[tuple[Question, Outcome]] = []
+        for number in range(30):
+            left = native("Tell me a story", max_new_tokens=300)
+            question = mixed(1, 1300 + number)[0]
+            await ask(service.url, left, f"again-{number}", leave_after=0.03 + 0.002 * number)
+            seen.append((question, await ask(service.url, question, f"again-{number}")))
+        return seen
+
+    seen = asyncio.run(run())
+
+    assert [outcome for question, outcome in seen if not is_right(question, outcome)] == []
     check_rest(service, at_rest)
 
 
