@@ -19,6 +19,7 @@ import structlog
 from inference.config import EngineConfig
 from inference.control import ChildMessage, Heartbeat, Progress, Started, StartFailed
 from inference.frames import FrameError, decode_stop, encode
+from inference.heap import freeze_objects
 from inference.ledger import Place, Slab, private_slab
 from inference.log import LogConfig, configure_logging, request_names
 from inference.metrics import EngineMetrics
@@ -82,6 +83,7 @@ def run_inference(
         ),
         engine.gate.admit,
     )
+    freeze_objects()
     supervisor.tell(Started())
     _serve(engine, mailbox, supervisor, metrics)
     mailbox.close()

@@ -18,7 +18,7 @@ from service.media.intake import MediaIntake
 from service.media.medium import Medium, sights_of
 from service.media.model_bounds import ModelBounds, read_model_bounds
 from service.media.sampled_video import SampledVideo
-from service.processes.heap import return_unused_memory
+from service.processes.heap import freeze_objects, return_unused_memory
 from service.request_log import RequestRecord
 from service.stages import milliseconds
 from service.text.answer import Engine
@@ -210,8 +210,10 @@ class Prepared(NamedTuple):
 def _load_checkpoint(model: ModelFacts) -> _Checkpoint:
     prompts = PromptBuilder(model)
     bounds = read_model_bounds(model)
+    checkpoint = _Checkpoint(model, prompts, Vocabulary(prompts.tokenizer), bounds)
     return_unused_memory()
-    return _Checkpoint(model, prompts, Vocabulary(prompts.tokenizer), bounds)
+    freeze_objects()
+    return checkpoint
 
 
 def _vision(sight: DecodedImage | SampledVideo) -> Vision:

@@ -43,6 +43,7 @@ class EngineRequest:
         self._not_admitted = set(self._open)
         self._untaken: dict[int, Delta] = {}
         self._error: ServiceError | None = None
+        self._has_failed = False
         self._taker: asyncio.Future[None] | None = None
 
     @property
@@ -53,7 +54,7 @@ class EngineRequest:
     @property
     def has_ended(self) -> bool:
         """Tell whether nothing more can come."""
-        return not self._open or self._error is not None
+        return not self._open or self._has_failed
 
     @property
     def was_admitted(self) -> bool:
@@ -119,7 +120,7 @@ class EngineRequest:
 
     def fail(self, error: ServiceError) -> None:
         """End the request; what came before is still given."""
-        self._error = error
+        self._error, self._has_failed = error, True
         self._wake()
 
     async def take(self) -> list[Delta]:
@@ -130,7 +131,11 @@ class EngineRequest:
         """
         while not self._untaken:
             if self._error is not None:
-                raise self._error
+                error, self._error = self._error, None
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback leads here: a cycle would keep the pictures
             self._taker = asyncio.get_running_loop().create_future()
             try:
                 await self._taker

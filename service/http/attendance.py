@@ -53,6 +53,7 @@ class Attendance:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # a cancelled task keeps its frames, and this with them
         self._work.__exit__(error_type, error, traceback)
         if self._work.cancelled_caught:
             if self._client_gone:

@@ -85,12 +85,16 @@ class EventStream:
             with Attendance(receive, self._deadline) as attendance:
                 attendance.watch()
                 async with anyio.create_task_group() as companions:
-                    companions.start_soon(self._beat, send, attendance)
+                    over = anyio.Event()
+                    companions.start_soon(self._beat, send, attendance, over)
                     try:
                         async for event in self._events:
                             await self._write(send, event)
                     except Exception as error:  # noqa: BLE001 - leaves the group as it is
                         failure = error
+                    # It returns at this; cancelled, its traceback would keep all that is here until
+                    # the garbage collector comes. What it writes just now is not waited for.
+                    over.set()
                     companions.cancel_scope.cancel()
         finally:
             # Closed here and not by garbage collection: it cancels the request in the engine.
@@ -98,10 +102,12 @@ class EventStream:
         if failure is not None:
             raise failure
 
-    async def _beat(self, send: Send, attendance: Attendance) -> None:
+    async def _beat(self, send: Send, attendance: Attendance, over: anyio.Event) -> None:
         while True:
             num_sent = self._num_sent
-            await anyio.sleep(HEARTBEAT_SECONDS)
+            with anyio.move_on_after(HEARTBEAT_SECONDS):
+                await over.wait()
+                return
             if num_sent != self._num_sent:
                 continue
             if self._num_sending:

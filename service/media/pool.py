@@ -264,7 +264,11 @@ async def _side_by_side(
     for index in range(len(wanted)):
         outcome = outcomes[index]
         if isinstance(outcome, (ServiceError, MemoryError)):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # its traceback leads here: a cycle would keep the files
+                outcomes.clear()
         found.append(outcome)
     return found
 
