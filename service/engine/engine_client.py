@@ -158,9 +158,7 @@ class EngineClient:
             raise self._absence()
         if frame_bytes(request) > _MAX_REQUEST_BYTES:
             # The engine would hang up on it, and again on every new connection.
-            raise TooLarge(
-                "media_budget_exceeded", "The request's pictures are too large together."
-            )
+            raise TooLarge("media_budget_exceeded", "The pictures are too large together.")
         if self.knows(request.request_id):
             raise RequestInvalid(
                 "duplicate_request_id", "A request of this id is running.", param="request_id"
