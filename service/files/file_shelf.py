@@ -7,7 +7,6 @@ with its worker, so that a draft nobody writes is known.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -24,12 +23,12 @@ import msgspec
 from service.errors import NotFound, RequestInvalid, StorageFull, TooLarge
 from service.file_lock import is_held
 from service.files.file_settings import FileSettings
+from service.full_disk import full_disk_told
 from service.media.container import MediaKind, kind_of
 
 _FILE_ID = re.compile(r"file-[0-9a-f]{32}", re.ASCII)
 _DRAFT, _GONE = "draft-", "gone-"
 _CONTENT, _ABOUT = "content", "about.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _encoder = msgspec.json.Encoder()
 
@@ -103,7 +102,7 @@ class Draft:
             )
         self._num_bytes += len(content)
         rest = memoryview(content)
-        with _full_disk_told():
+        with full_disk_told():
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
@@ -125,7 +124,7 @@ class Draft:
             purpose=label.purpose,
             kind=self._kind,
         )
-        with _full_disk_told():
+        with full_disk_told():
             os.ftruncate(self._descriptor, self._num_bytes)
             (self._folder / _ABOUT).write_bytes(_encoder.encode(stored))
             self._folder.rename(self._folder.with_name(stored.id))
@@ -156,7 +155,7 @@ class FileShelf:
         settings = self._settings
         num_bytes = min(announced_bytes or settings.max_file_bytes, settings.max_file_bytes)
         folder = self._folder_of(tenant)
-        with _full_disk_told(), self._alone():
+        with full_disk_told(), self._alone():
             self._sweep()
             own = _usage(folder)
             if (
@@ -310,13 +309,3 @@ def _remove(folder: Path) -> bool:
         return False
     shutil.rmtree(gone, ignore_errors=True)
     return True
-
-
-@contextlib.contextmanager
-def _full_disk_told() -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull from None
-        raise

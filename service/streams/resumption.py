@@ -14,6 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from inference.protocol import Delta, Generate, Vision
+from service.full_disk import full_disk_told
 from service.streams.stream_journal import Kept, OwnedJournal
 from service.text.answer import Engine
 from service.text.prompt import Prompt
@@ -72,13 +73,14 @@ class Resumption:
         """Have a journal.
 
         Raises:
-            Overloaded: too many are kept already.
+            Overloaded: too many are kept already. StorageFull: the disk is.
         """
         if self._new_journal is None:
             raise RuntimeError("This request has a journal.")
         body = b"".join(self._body)
         self._body.clear()
-        with anyio.CancelScope(shield=True):  # or nobody would close it
+        # Shielded, or nobody would close it.
+        with full_disk_told(), anyio.CancelScope(shield=True):
             self.journal = await anyio.to_thread.run_sync(self._new_journal, body, prompt, request)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from collections.abc import Mapping
 
 import anyio
@@ -47,6 +48,19 @@ async def test_a_stream_has_ids_only_where_they_are_asked_for(service):
     assert [number for number, _ in events] == [1, 2, 3]
     assert [event["chunk"] for _, event in events] == ["A red", " circle.", ""]
     assert resumable.headers["content-type"] == plain.headers["content-type"]
+
+
+async def test_a_full_disk_refuses_what_would_be_kept_there(service):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        refused = await service.client.post(PATH, json=QUESTION, headers=RESUMABLE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    afterwards = await service.client.post(PATH, json=QUESTION, headers=RESUMABLE)
+
+    assert (refused.status_code, refused.json()["code"]) == (503, "storage_full")
+    assert [number for number, _ in numbered(afterwards.text)] == [1, 2, 3]
 
 
 async def test_a_stream_goes_on_without_its_client(service, eventually):
