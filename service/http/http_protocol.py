@@ -22,8 +22,8 @@ from service.http.connection_limits import ConnectionLimits
 from service.http.http_refusal import refuse
 from service.metrics.worker_metrics import WorkerMetrics
 
-# Small, so that a reader who has stopped is soon noticed, and costs little until then: what waits
-# in this process, and what the kernel holds unsent beside it.
+# Small, so that a reader who has stopped is soon noticed and costs little until then, here and in
+# the kernel beside it.
 _MAX_UNSENT_BYTES = 16 * 1024
 # A client that takes less than this of what waits, in the time it has, reads too slowly.
 _MIN_TAKEN_BYTES = 16 * 1024
@@ -31,6 +31,8 @@ _MIN_TAKEN_BYTES = 16 * 1024
 # enough, too, that the copies of it come from memory at hand instead of from the kernel.
 _PIECE_BYTES = 64 * 1024
 _RETRY_SECONDS = 1.0
+# For the loop to read what has come before time is called.
+_READ_SECONDS = 0.05
 # A peer that vanished without a word is noticed after about 90 s, though nothing is sent to it.
 _PROBE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -192,12 +194,16 @@ class HttpProtocol(HttpToolsProtocol):
         return not self._is_answering
 
     def _wait_for_head(self) -> None:
-        self._wait = self.loop.call_later(self.head_seconds, self._give_up)
+        self._wait = self.loop.call_later(self.head_seconds, self._read_first)
 
     def _end_wait(self) -> None:
         if self._wait is not None:
             self._wait.cancel()
             self._wait = None
+
+    def _read_first(self) -> None:
+        # After a loop that stood still, timers come before what is there to read.
+        self._wait = self.loop.call_later(_READ_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
         if self._is_answering:  # the next request can wait for as long as this one's answer
@@ -318,9 +324,8 @@ def protocol_with(
 
     metrics: counts what is refused before there is a request.
     """
-    own = {
-        "limits": limits, "metrics": metrics, "piece": memoryview(bytearray(_PIECE_BYTES))
-    }  # fmt: skip
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    own = {"limits": limits, "metrics": metrics, "piece": piece}
     return type("HttpProtocol", (HttpProtocol,), own)
 
 

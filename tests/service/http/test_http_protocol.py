@@ -1,8 +1,10 @@
 import contextlib
 import json
 import socket
+import time
 
 import anyio
+import anyio.lowlevel
 import pytest
 import structlog
 import uvicorn
@@ -285,6 +287,17 @@ async def test_many_upgrades_in_one_piece_are_all_answered(address):
     received = await converse(address, upgrade * 1500 + HEAD + CLOSE)
 
     assert received.count(b"HTTP/1.1 200") == 1501
+
+
+async def test_time_is_not_called_before_what_came_while_the_loop_stood_still_is_read(address):
+    async with await anyio.connect_tcp(*address) as client:
+        await anyio.sleep(0.05)
+        time.sleep(Quick.head_seconds + 0.1)  # noqa: ASYNC251 - the loop stands still
+        await anyio.lowlevel.checkpoint()  # what is due is done, and only then more is read
+        await client.send(HEAD + CLOSE)
+        received = await client.receive()
+
+    assert received.startswith(b"HTTP/1.1 200")
 
 
 async def test_a_large_body_comes_in_pieces_that_leave_others_their_turn(address):
