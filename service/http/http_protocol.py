@@ -27,8 +27,7 @@ from service.metrics.worker_metrics import WorkerMetrics
 _MAX_UNSENT_BYTES = 16 * 1024
 # A client that takes less than this of what waits, in the time it has, reads too slowly.
 _MIN_TAKEN_BYTES = 16 * 1024
-# What one connection may hand the event loop in one of its turns: others have theirs between. Small
-# enough, too, that the copies of it come from memory at hand instead of from the kernel.
+# What one connection may hand the event loop in a turn. Copies so small come from memory at hand.
 _PIECE_BYTES = 64 * 1024
 _RETRY_SECONDS = 1.0
 # For the loop to read what has come before time is called.
