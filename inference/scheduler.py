@@ -24,7 +24,7 @@ from inference.step import Chunk, Encoding, Step
 # shorter, so that it waits less for the one under way.
 _SHORT_SECONDS = 10.0
 _SHORTER = 4
-# As long as nobody else's prompt delays a light caller's answer: most of a short one.
+# So many tokens of a light caller's answer wait for no other's prompt: most of a short answer.
 _NUM_FIRST_TOKENS = 32
 
 

@@ -1,6 +1,8 @@
-"""What every test gets: the service's one event loop, and no network."""
+"""What every test gets, the service's one event loop and no network, and what some ask for."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -15,3 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Leave what is in a cycle where it is, so that a test can see that nothing is."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -1,6 +1,5 @@
 """How sequences end, and how they go on behind what was delivered."""
 
-import gc
 import weakref
 
 import msgspec
@@ -142,15 +141,7 @@ class Frame(bytearray):
     """What a connection has read, and a reference can be kept to without keeping it."""
 
 
-@pytest.fixture
-def _no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector(
     kit, engine, is_cancelled

@@ -1,4 +1,3 @@
-import gc
 import time
 import weakref
 
@@ -9,15 +8,7 @@ from service.engine.engine_request import EngineRequest
 from service.errors import Overloaded
 
 
-@pytest.fixture
-def _no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 async def test_a_refused_request_is_freed_with_its_pictures_at_once():
     sampling = SamplingParams(max_tokens=1)
     generate = Generate(request_id="r", prompt_token_ids=[1], sampling=sampling)
